@@ -1,0 +1,190 @@
+"""A benchmark: a table of runs, tasks x methods, each cell trained and measured by `nanogen train`.
+
+Cells are processes of their own, several at a time. A cell is a run folder, so whatever was killed continues, and what is
+finished is not done again.
+
+    runs/bench-animals-quick/
+        animals-pixels-v/  scenes-pixels-v/ ...      one run folder for each cell
+        sanity/                                      records of real data and of real data made worse
+        leaderboard.md  report.html
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from nanogen import config, recipes
+from nanogen.bench import record
+from nanogen.errors import ConfigError, suggest
+from nanogen.files import whole_file, writable_folder
+from nanogen.run import Run
+from nanogen.run_folder import CONFIG, refuse_other
+from nanogen.train.log import read
+
+POLL = 1.0
+"""seconds between looks at the running cells"""
+SPEAK = 20.0
+"""seconds between progress lines"""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a budget changes in the presets of a benchmark, by task."""
+
+    images: dict[str, int]
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    tasks: tuple[str, ...]
+    budgets: dict[str, Budget]
+
+
+BENCHMARKS = {
+    "animals": Benchmark(
+        tasks=("animals", "scenes"),
+        budgets={
+            "smoke": Budget(
+                {"animals": 1_600, "scenes": 1_600},
+                ("schedule.warmup=320", "evaluation.samples=260", "sampling.steps=8"),
+            ),
+            "quick": Budget({"animals": 32_000, "scenes": 32_000}),
+            "full": Budget({"animals": 128_000, "scenes": 128_000}, ("evaluation.samples=2000", "train.ema=0.999")),
+        },
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a benchmark and its folder."""
+
+    task: str
+    method: str
+    run: Run
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.task}/{self.method}"
+
+    def seen(self) -> int:
+        lines = read(self.folder / "log.jsonl")
+        return int(lines[-1]["seen"]) if lines else 0
+
+    def finished(self) -> bool:
+        """Whether records of the fully trained run exist."""
+        folder = self.folder / "records"
+        if not folder.is_dir():
+            return False
+        measured = {r.metric for r in record.read(folder) if r.seen >= self.run.train.images}
+        return measured >= set(self.run.evaluation.metrics)
+
+
+def cells(name: str, methods: list[str] | None, budget: str, folder: Path) -> list[Cell]:
+    """All cells of a benchmark, in the order in which they are started."""
+    if name not in BENCHMARKS:
+        raise ConfigError(f"unknown benchmark {name!r}; {suggest(name, BENCHMARKS)}")
+    benchmark = BENCHMARKS[name]
+    if budget not in benchmark.budgets:
+        raise ConfigError(f"unknown budget {budget!r}; {suggest(budget, benchmark.budgets)}")
+    known = [m for m in recipes.methods_of(benchmark.tasks[0])]
+    for method in methods or ():
+        if method not in known:
+            raise ConfigError(f"unknown method {method!r}; {suggest(method, known)}")
+    return [
+        _cell(benchmark, budget, task, method, folder) for method in methods or known for task in benchmark.tasks
+    ]
+
+
+def _cell(benchmark: Benchmark, budget: str, task: str, method: str, folder: Path) -> Cell:
+    chosen = benchmark.budgets[budget]
+    images = chosen.images[task]
+    marks = images // 4
+    values = [f"budget={budget}", f"train.images={images}", f"train.save_every={marks}", f"train.sample_every={marks}"]
+    run = config.override(recipes.preset(f"{task}/{method}"), [*values, *chosen.overrides])
+    return Cell(task, method, run, folder / f"{task}-{method}")
+
+
+def train_all(todo: list[Cell], jobs: int) -> None:
+    """Train and measure cells, `jobs` at a time. On an interrupt each saves its state before it ends."""
+    waiting, running, failed = list(todo), {}, []
+    console, spoken = Console(stderr=True), time.monotonic()
+    with _ended_with_us(running):
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                cell = waiting.pop(0)
+                console.print(f"{cell.name}: started; log in {cell.folder / 'train.log'}", highlight=False)
+                running[cell] = _start(cell)
+            time.sleep(POLL)
+            for cell, process in list(running.items()):
+                if process.poll() is not None:
+                    del running[cell]
+                    if process.returncode or not cell.finished():
+                        failed.append(cell)
+                    console.print(
+                        f"{cell.name}: {'failed' if cell in failed else 'done'}", highlight=False
+                    )
+            if time.monotonic() - spoken > SPEAK and running:
+                spoken = time.monotonic()
+                console.print(", ".join(f"{c.name} {c.seen() / c.run.train.images:.0%}" for c in running), highlight=False)
+    if failed:
+        last = (failed[0].folder / "train.log").read_text(encoding="utf-8").strip().splitlines()[-1:]
+        raise CellFailed(f"{failed[0].name} failed: {' '.join(last)} (see {failed[0].folder / 'train.log'})")
+
+
+class CellFailed(RuntimeError):
+    """A run of the benchmark ended with an error."""
+
+
+def _start(cell: Cell) -> subprocess.Popen[bytes]:
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    if not (cell.folder / CONFIG).exists():
+        with whole_file(cell.folder / CONFIG) as part:
+            config.write(cell.run, part)
+    command = [sys.executable, "-m", "nanogen", "train", "--from", str(cell.folder / CONFIG), "--out", str(cell.folder)]
+    with (cell.folder / "train.log").open("ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+
+
+@contextlib.contextmanager
+def _ended_with_us(running: dict[Cell, subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Whatever ends this process, by an error or a signal, ends the cells too, and gives them time to save."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    old = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.wait()
+        signal.signal(signal.SIGTERM, old)
+
+
+def run(name: str, methods: list[str] | None, budget: str, jobs: int | None, folder: Path) -> list[Cell]:
+    """Train and measure what is not finished yet; returns all cells, finished."""
+    if jobs is not None and jobs < 1:
+        raise ConfigError(f"--jobs {jobs}: must be at least 1")
+    every = cells(name, methods, budget, folder)
+    writable_folder(folder)
+    for cell in every:
+        if (cell.folder / CONFIG).exists():
+            refuse_other(cell.run, config.read(Run, cell.folder / CONFIG), cell.folder)
+    todo = [cell for cell in every if not cell.finished()]
+    train_all(todo, jobs or os.cpu_count() or 1)
+    return every

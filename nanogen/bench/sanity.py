@@ -1,0 +1,123 @@
+"""What the metrics say of images whose quality is known: real ones, and real ones made worse.
+
+A metric that does not put these rows in order measures something else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanogen import rng
+from nanogen.bench import record
+from nanogen.bench.record import Record
+from nanogen.bench.table import Cell, Column, Table
+from nanogen.metrics import harness
+from nanogen.metrics.base import Context
+from nanogen.run import Run
+from nanogen.tasks.base import Task, collate
+from nanogen.types import Request, to_float, to_uint8
+
+SPLIT = "held-out"
+BLUR = 1.5
+"""standard deviation of the Gaussian in pixels"""
+
+Pair = tuple[Request, Tensor]
+Change = Callable[[Request, Tensor], Pair]
+
+
+def blurred(images: Tensor, std: float) -> Tensor:
+    """uint8 [B, 3, H, W] after a Gaussian of `std` pixels, edges mirrored."""
+    radius = round(3 * std)
+    x = torch.arange(-radius, radius + 1, dtype=torch.float32)
+    line = torch.exp(-(x**2) / (2 * std**2))
+    line = (line / line.sum()).expand(3, 1, 1, -1)
+    padded = F.pad(to_float(images), (radius,) * 4, mode="reflect")
+    return to_uint8(F.conv2d(F.conv2d(padded, line, groups=3), line.mT, groups=3))
+
+
+def _noise(request: Request, images: Tensor) -> Pair:
+    count = images[0].numel()
+    return request, to_uint8(rng.uniform(0, "sanity", request.indices, count).view_as(images))
+
+
+def _shuffled(request: Request, images: Tensor) -> Pair:
+    """Each image is judged by the request of its neighbour."""
+    labels = None if request.labels is None else request.labels.roll(1)
+    texts = None if request.texts is None else (request.texts[-1], *request.texts[:-1])
+    return dataclasses.replace(request, labels=labels, texts=texts), images
+
+
+ROWS: dict[str, Change] = {
+    "real, held out": lambda request, images: (request, images),
+    "blurred": lambda request, images: (request, blurred(images, BLUR)),
+    "requests shuffled": _shuffled,
+    "noise": _noise,
+}
+
+
+def measure(run: Run, folder: Path) -> list[Record]:
+    """Records of every row on the data of a run, with its metrics; rows measured before are read again."""
+    target = folder / run.task.data.__class__.__name__.lower()
+    if target.is_dir():
+        known = record.read(target)
+        if {r.method for r in known} == set(ROWS):
+            return known
+    task: Task = run.task.build(run.seed)
+    context = Context(task.source, torch.device("cpu"))
+    count = min(run.evaluation.samples, task.source.count(SPLIT))
+    records = []
+    for name, change in ROWS.items():
+        metrics = harness.choose(run.evaluation.metrics, task.kind, count, context)
+        batches = (change(*batch) for batch in _real(task, count))
+        scores = harness.measure(metrics, batches, context)
+        for metric, (score, version) in scores.items():
+            one = Record(
+                run=f"{run.name.partition('/')[0]}: {name}",
+                task=task.kind,
+                method=name,
+                metric=metric,
+                version=version,
+                value=score.value,
+                standard_error=score.standard_error,
+                n=score.n,
+                higher_is_better=score.higher_is_better,
+                facts=dict(score.facts),
+                commit=record.commit(),
+                versions=record.versions(),
+            )
+            record.write(target, one)
+            records.append(one)
+    return records
+
+
+def table(records: list[Record], title: str) -> Table:
+    """Rows of `ROWS` by metrics."""
+    metrics = list(dict.fromkeys(r.metric for r in records))
+    found = {(r.method, r.metric): r for r in records}
+    directions = {r.metric: r.higher_is_better for r in records}
+    rows = tuple(
+        (
+            Cell(name),
+            *(Cell(r.value, r.standard_error) if (r := found.get((name, m))) else Cell() for m in metrics),
+        )
+        for name in ROWS
+    )
+    return Table(title, (Column("images"), *(Column(m, higher_is_better=directions[m]) for m in metrics)), rows)
+
+
+def _real(task: Task, count: int, batch: int = 100) -> Iterator[Pair]:
+    """Held-out images with the requests that they fulfil, evenly spaced over the split."""
+    total = task.source.count(SPLIT)
+    for start in range(0, count, batch):
+        numbers = torch.arange(start, min(start + batch, count))
+        samples = [task.source.read(SPLIT, int(i) * total // count, int(i)) for i in numbers]
+        real = collate(samples, numbers)
+        texts = real.texts if task.kind == "text_to_image" else None
+        labels = real.labels if task.kind == "class_conditional" else None
+        yield Request(numbers, labels, texts), to_uint8(real.images)

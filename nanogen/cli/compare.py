@@ -1,0 +1,27 @@
+"""`nanogen compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nanogen.cli.options import Json
+
+
+def main(
+    a: Annotated[Path, typer.Argument(help="A run folder or a record.")],
+    b: Annotated[Path, typer.Argument(help="Another one.")],
+    as_json: Json = False,
+) -> None:
+    """What differs between two runs or records, and whether each difference is more than noise."""
+    from nanogen.bench import record
+    from nanogen.bench.compare import compare
+    from nanogen.cli.output import show
+
+    result = compare(record.read(a), record.read(b), (str(a), str(b)))
+    show([result.conditions, result.scores], as_json)
+    if not as_json:
+        for line in (*(f"only in {one}" for one in result.unmatched), result.sentence):
+            print(line)

@@ -1,0 +1,28 @@
+"""`nanogen leaderboard`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nanogen.cli.options import Json
+
+
+def main(
+    folder: Annotated[Path | None, typer.Argument(help="A folder with records, at any depth.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Methods by metrics over both tasks: your records first, then the published tables."""
+    from nanogen.bench import record
+    from nanogen.bench.leaderboard import leaderboard, published_leaderboard, published_reproduction
+    from nanogen.cli.output import show
+
+    own = [leaderboard(record.read(folder))] if folder else []
+    tables = [*own, published_leaderboard(), published_reproduction()]
+    if markdown:
+        print("\n".join(table.to_markdown() for table in tables))
+    else:
+        show(tables, as_json)

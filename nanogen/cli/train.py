@@ -1,0 +1,35 @@
+"""`nanogen train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nanogen.cli.options import Out, Overrides
+
+
+def main(
+    preset: Annotated[str | None, typer.Argument(help="A preset, such as animals/pixels-v (see nanogen ls presets).")] = None,
+    overrides: Overrides = None,
+    out: Out = None,
+    source: Annotated[Path | None, typer.Option("--from", help="A run.yaml to train instead of a preset.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over: remove what the folder holds of a run.")] = False,
+    max_minutes: Annotated[float | None, typer.Option(help="Save and stop after so many minutes.")] = None,
+) -> None:
+    """Train a preset. The same command again resumes, bit for bit."""
+    from nanogen import dist, evaluation, run_folder
+    from nanogen.cli.choose import chosen_run
+    from nanogen.run import build, pick_device
+    from nanogen.train.loop import train
+
+    run = chosen_run(preset, source, overrides)
+    with dist.processes(pick_device(run.machine.device)):
+        parts = build(run)
+        folder = run_folder.prepare(run, out or Path("runs") / run.name, fresh)
+        if dist.rank() == 0:
+            print(run_folder.describe(parts, folder))
+        progress = train(parts, folder, evaluation.hooks(parts, folder), max_minutes)
+        if dist.rank() == 0 and progress.seen >= run.train.images:
+            print(f"done: {folder}; draw from it with: nanogen sample {folder}")

@@ -1,0 +1,242 @@
+"""Configs: frozen typed classes (chz), presets written in Python, `a.b=c` overrides, YAML dumps.
+
+A config class describes one part and has a `build` method. A field made by `choice(kind)` holds any registered part of
+that kind and is set by its name:
+
+    tokenizer=pixels tokenizer.patch=4
+
+YAML is only ever a dump (`run.yaml`), complete and loadable. It holds names, never import paths.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import chz
+import chz.factories
+import yaml
+from chz.blueprint import Castable, ConstructionException, ExtraneousBlueprintArg, InvalidBlueprintArg
+
+from nanogen import registry
+from nanogen.errors import ConfigError
+
+TYPE = "type"
+"""the key under which a dump names a registered part"""
+
+Flat = dict[str, Any]
+"""a config as `{"a.b": value}`; a registered part stands as `{"a": class}` beside its own fields"""
+
+T = TypeVar("T")
+
+
+class Choice(chz.factories.MetaFactory):
+    """Looks a part up by its registered name; nothing else can be named (no import path, no expression)."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def unspecified_factory(self) -> None:
+        return None
+
+    def from_string(self, factory: str) -> Callable[..., Any]:
+        return registry.get(self.kind, factory)
+
+    def perform_cast(self, value: str) -> Any:
+        return registry.get(self.kind, value)()
+
+
+class Switch(chz.factories.MetaFactory):
+    """A part that is `on` (with its defaults, or with fields of its own) or `off`."""
+
+    def __init__(self, target: type) -> None:
+        super().__init__()
+        self.target = target
+
+    def unspecified_factory(self) -> Callable[..., Any]:
+        return self.target
+
+    def from_string(self, factory: str) -> Callable[..., Any]:
+        if factory not in ("on", "off"):
+            raise ConfigError(f"{factory!r}: choose on or off")
+        return self.target if factory == "on" else lambda: None
+
+    def perform_cast(self, value: str) -> Any:
+        return self.from_string(value)()
+
+
+def choice(kind: str) -> Any:
+    """A field that holds a registered part of a kind."""
+    return chz.field(meta_factory=Choice(kind))
+
+
+def switches(kind: str) -> type:
+    """A config class with one optional field for each registered part of a kind, all off."""
+    parts = registry.entries(kind)
+    namespace: dict[str, Any] = {
+        "__annotations__": {part.name: Any for part in parts},
+        "__doc__": f"Which of the registered {kind}s are on.",
+        "__module__": __name__,
+    }
+    for part in parts:
+        namespace[part.name] = chz.field(default=None, meta_factory=Switch(part.target))
+    return chz.chz(type(f"{kind.capitalize()}s", (), namespace))
+
+
+def flatten(config: object, prefix: str = "") -> Flat:
+    """Every value of a config, by its dotted path."""
+    flat: Flat = {}
+    for name, spec in config.__chz_fields__.items():  # type: ignore[attr-defined]
+        value, path = getattr(config, name), f"{prefix}{name}"
+        if not chz.is_chz(value):
+            flat[path] = value
+            continue
+        if isinstance(spec.meta_factory, Choice | Switch):
+            flat[path] = type(value)
+        flat |= flatten(value, f"{path}.")
+    return flat
+
+
+def make(target: type[T], flat: Mapping[str, Any]) -> T:
+    """The config of class `target` with the values of `flat`; the inverse of `flatten`."""
+    return _made(_blueprint(target, flat))
+
+
+def override(config: T, arguments: Iterable[str]) -> T:
+    """A config with `a.b=c` arguments applied on top. A part that is chosen anew starts from its own defaults."""
+    values: dict[str, Castable] = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or not re.fullmatch(r"\w+(\.[\w-]+)*", key):
+            raise ConfigError(f"{argument!r} is not an override; write field=value, for example seed=1")
+        values[key] = Castable(value)
+    base = flatten(config)
+    chosen = [key for key in values if isinstance(base.get(key), type)]
+    for key in chosen:
+        base = {path: value for path, value in base.items() if not path.startswith(f"{key}.")}
+        del base[key]
+    return _made(_blueprint(type(config), base).apply(values, layer_name="command line"))
+
+
+def _blueprint(target: type[T], flat: Mapping[str, Any]) -> chz.Blueprint[T]:
+    # A part goes in by name: chz would take a bare class for the value itself.
+    values = {path: Castable(_switch_name(value)) if isinstance(value, type) else value for path, value in flat.items()}
+    return chz.Blueprint(target).apply(values)
+
+
+def _switch_name(part: type) -> str:
+    entry = registry.entry_of(part)
+    return "on" if entry.kind == "term" else entry.name
+
+
+def _made(blueprint: chz.Blueprint[T]) -> T:
+    try:
+        return blueprint.make()
+    except (ExtraneousBlueprintArg, InvalidBlueprintArg, ConstructionException, TypeError, ValueError) as error:
+        raise ConfigError(_one_line(str(error))) from error
+
+
+def _one_line(message: str) -> str:
+    """chz explains over several lines; keep the first and its suggestion."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    first = re.sub(r"^Extraneous argument ('.*?') to Blueprint.*$", r"unknown field \1", lines[0])
+    first = re.sub(r"^Could not interpret argument (.*) provided for param '(.*?)'.*$", r"\2=\1 does not fit", first)
+    keep = [line for line in lines[1:] if line.startswith(("Did you mean", "Could not cast"))]
+    return "; ".join([first, *keep[:1]])
+
+
+def dump(config: object) -> dict[str, Any]:
+    """A config as nested plain values; a registered part carries its name under `type`."""
+    tree: dict[str, Any] = {}
+    for path, value in flatten(config).items():
+        *parents, leaf = path.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        if isinstance(value, type):
+            node[leaf] = {TYPE: registry.entry_of(value).name}
+        else:
+            node[leaf] = list(value) if isinstance(value, tuple) else value
+    return tree
+
+
+def write(config: object, file: Path) -> None:
+    file.write_text(yaml.safe_dump(dump(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def read(target: type[T], file: Path) -> T:
+    """A config from the YAML that `write` made."""
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{file} does not exist") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{file} is not a readable config: {_one_line(str(error))}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{file} is not a config: it holds {type(tree).__name__}, not fields")
+    return from_tree(target, tree)
+
+
+def from_tree(target: type[T], tree: Mapping[str, Any]) -> T:
+    """A config from nested plain values; the inverse of `dump`."""
+    return make(target, dict(_leaves(target, tree, "")))
+
+
+def _leaves(target: type, tree: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
+    fields = target.__chz_fields__  # type: ignore[attr-defined]
+    for name, value in tree.items():
+        spec = fields.get(name)
+        factory = spec.meta_factory if spec else None
+        if isinstance(value, dict) and factory is not None:
+            if isinstance(factory, Choice | Switch):
+                if TYPE not in value:
+                    raise ConfigError(f"{prefix}{name}: says no {TYPE}")
+                inner = factory.target if isinstance(factory, Switch) else registry.get(factory.kind, value[TYPE])
+                yield f"{prefix}{name}", inner
+            else:
+                inner = factory.unspecified_factory()
+            rest = {key: item for key, item in value.items() if key != TYPE}
+            yield from _leaves(inner, rest, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", tuple(value) if isinstance(value, list) else value
+
+
+def differences(a: object, b: object) -> list[tuple[str, Any, Any]]:
+    """(path, value in a, value in b) of every field that differs; a field that one lacks stands as None there.
+
+    Where two parts differ in kind, only that is listed: their own fields say different things.
+    """
+    left, right = _named(flatten(a)), _named(flatten(b))
+    rows: list[tuple[str, Any, Any]] = []
+    parents: list[str] = []
+    for path in sorted(left | right):
+        if any(path.startswith(f"{parent}.") for parent in parents):
+            if path in left and path in right and left[path] == right[path]:
+                continue
+            if path not in left or path not in right:
+                continue
+        if left.get(path) != right.get(path):
+            rows.append((path, left.get(path), right.get(path)))
+            if path in left and path in right and isinstance(flatten(a).get(path), type):
+                parents.append(path)
+    return rows
+
+
+def _named(flat: Flat) -> Flat:
+    return {path: registry.entry_of(value).name if isinstance(value, type) else value for path, value in flat.items()}
+
+
+def digest(config: object) -> str:
+    """Twelve hex digits that change whenever a value of the config changes."""
+    text = json.dumps(dump(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def shown(value: object) -> str:
+    """A value as one would write it on the command line."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,60 @@
+"""Batches of a task at stream positions, read ahead by worker processes where that helps."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+
+from nanogen import dist
+from nanogen.tasks.base import Task
+from nanogen.types import Batch
+
+
+def batches(task: Task, seen: int, batch: int, micro: int, workers: int) -> Iterator[Batch]:
+    """The endless micro-batches of this process from position `seen` on.
+
+    A step of `batch` images is cut into one run of positions for each process, and that into micro-batches of at most
+    `micro` images. Which images a step holds depends on none of these.
+    """
+    plan = _Plan(task, seen, batch, micro)
+    if not workers:
+        return map(plan.__getitem__, itertools.count())
+    loader = DataLoader(
+        plan,
+        batch_size=None,
+        sampler=range(2**62),
+        num_workers=workers,
+        prefetch_factor=4,
+        worker_init_fn=_default_signals,
+    )
+    return iter(loader)
+
+
+def micro_batches(batch: int, micro: int) -> list[tuple[int, int]]:
+    """(offset, size) of the micro-batches of this process within a step."""
+    first, last = batch * dist.rank() // dist.world(), batch * (dist.rank() + 1) // dist.world()
+    return [(start, min(micro, last - start)) for start in range(first, last, micro)]
+
+
+def _default_signals(worker: int) -> None:
+    """Workers must not inherit the handler that makes the trainer save and stop."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class _Plan(Dataset[Batch]):
+    """Micro-batch number i of this process, counted from position `seen`."""
+
+    def __init__(self, task: Task, seen: int, batch: int, micro: int) -> None:
+        self.task, self.seen, self.batch = task, seen, batch
+        self.pieces = micro_batches(batch, micro)
+
+    def __getitem__(self, number: int) -> Batch:
+        step, piece = divmod(number, len(self.pieces))
+        offset, size = self.pieces[piece]
+        start = self.seen + step * self.batch + offset
+        return self.task.batch(np.arange(start, start + size, dtype=np.int64))

@@ -1,0 +1,72 @@
+"""Processes: who am I, sums across processes, one decision for all. With one process every call is free.
+
+Launched by torchrun, `start` joins the group; nothing else in the package reads the launcher's variables.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as td
+from torch import Tensor
+
+
+@contextmanager
+def processes(device: torch.device) -> Iterator[None]:
+    """Join the group that torchrun made, if there is one, and leave it at the end."""
+    joined = "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1 and not td.is_initialized()
+    if joined:
+        td.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        if joined:
+            td.destroy_process_group()
+
+
+def rank() -> int:
+    return td.get_rank() if td.is_initialized() else 0
+
+
+def world() -> int:
+    return td.get_world_size() if td.is_initialized() else 1
+
+
+def local_rank() -> int:
+    """Index of this process among those of its machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def sum_across(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The sum of each named tensor over all processes, in one reduction per tensor, names in sorted order."""
+    total = {name: tensors[name].clone() for name in sorted(tensors)}
+    if world() > 1:
+        for tensor in total.values():
+            td.all_reduce(tensor)
+    return total
+
+
+def any_flag(flag: bool, device: torch.device) -> bool:
+    """True on every process if it is true on any."""
+    if world() == 1:
+        return flag
+    shared = torch.tensor([float(flag)], device=device)
+    td.all_reduce(shared, op=td.ReduceOp.MAX)
+    return bool(shared.item())
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Rows `[n_r, ...]` of all processes, concatenated in rank order; the n_r may differ."""
+    if world() == 1:
+        return rows
+    parts: list[Tensor | None] = [None] * world()
+    td.all_gather_object(parts, rows)
+    return torch.cat([part for part in parts if part is not None])
+
+
+def barrier() -> None:
+    if world() > 1:
+        td.barrier()

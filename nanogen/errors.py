@@ -1,0 +1,45 @@
+"""Errors that a user can act on. The command line prints one line for each and exits with status 2.
+
+Everything else that is raised is a defect of ours or of the machine: status 1, with a traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user can fix. The message says what is wrong, where, and the fix, in one line."""
+
+
+class ConfigError(UserError):
+    """A value of a run that is unknown, of the wrong type, without effect, or contradicted."""
+
+
+class DataError(UserError):
+    """Data that is missing, broken, or unfit for the task."""
+
+
+class CheckpointError(UserError):
+    """A run folder or checkpoint that is missing, broken, or of another run."""
+
+
+class MetricError(UserError):
+    """A metric that cannot be computed from what it was given."""
+
+
+class MissingExtra(UserError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, what: str, install: str) -> None:
+        super().__init__(f"{what} is not installed; install it with: {install}")
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """The tail of a message about an unknown `name`: the nearest known names, or all of them."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"known: {', '.join(known) or 'none'}"

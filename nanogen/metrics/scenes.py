@@ -1,0 +1,220 @@
+"""Scene score: does a sample show the scene that its caption asks for?
+
+GenEval's rules (`geneval_rules`) over our own small detector (`scene-detector`), for the six kinds
+of caption of `nanogen.data.captions`. It is not GenEval: another detector, other images, tints for
+colours. So every score stands beside what the same checker says of real scenes, composed from
+silhouettes that neither the detector nor the model was trained on: the ceiling, scenes with their
+own captions; and the floor, scenes with captions that are not theirs.
+
+Images are uint8 [B, 3, S, S].
+"""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nanogen.data.captions import PALETTE, TAGS, Scene, parse
+from nanogen.data.draws import generator
+from nanogen.data.scenes import ScenesSource
+from nanogen.encoders.scene_detector import SceneDetector
+from nanogen.errors import MetricError
+from nanogen.metrics.base import Metric, Observation, Score
+from nanogen.metrics.geneval_rules import Detection, Rules, Verdict, judge
+from nanogen.registry import register
+
+DRAWS = 2
+"""real scenes of each evaluation caption behind ceiling and floor"""
+RESAMPLES = 1000
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What the checker says of real held-out scenes, by tag and in all (the mean over the tags)."""
+
+    ceiling: Mapping[str, float]
+    """scenes with their own captions"""
+    floor: Mapping[str, float]
+    """the same scenes, each with the caption of another"""
+
+
+@register("metric", "scene-eval", summary="GenEval's rules over our own detector, on small scenes")
+class SceneEval(Metric):
+    """`scene-eval` is the mean over the tags present, as GenEval's published code reports it;
+    `scene-eval/image-mean` the share of all images; and `scene-eval/<tag>` the share for one kind
+    of caption."""
+
+    name = "scene-eval"
+    version = 1
+    task = "text_to_image"
+    minimum = 24
+
+    @cached_property
+    def detector(self) -> SceneDetector:
+        return SceneDetector().to(self.context.device)
+
+    @cached_property
+    def reference(self) -> Bounds:
+        """Ceiling and floor on the evaluation captions, `DRAWS` held-out scenes of each."""
+        source = self.context.source
+        if not isinstance(source, ScenesSource):
+            raise MetricError("scene-eval needs the data set scenes; choose another metric")
+        prompts, others = source.prompts() * DRAWS, deranged(source.prompts()) * DRAWS
+        images = real_scenes(source, prompts, "held-out")
+        found = []
+        for batch in images.split(self.context.batch):
+            found += self.detector.detect(batch.to(self.context.device))
+        own = _check(self.detector, images, found, prompts)
+        wrong = _check(self.detector, images, found, others)
+        return Bounds(_shares(prompts, own), _shares(others, wrong))
+
+    def update(self, seen: Observation) -> None:
+        texts = seen.request.texts
+        if texts is None:
+            raise MetricError("scene-eval needs samples drawn by caption; this run draws by class")
+        found = self.detector.decode(seen.features("scene-detector"))
+        verdicts = _check(self.detector, seen.images.cpu(), found, texts)
+        tags = torch.tensor([TAGS.index(parse(text).tag) for text in texts])
+        correct = torch.tensor([verdict.correct for verdict in verdicts])
+        self.add("count", torch.bincount(tags, minlength=len(TAGS)))
+        self.add("correct", torch.bincount(tags, correct.double(), minlength=len(TAGS)))
+        # The standard error resamples prompts, so it needs to know which images share one.
+        keys = torch.tensor([_key(text) for text in texts])
+        self.rows.setdefault("outcomes", []).append(torch.stack([tags, keys, correct.long()], 1))
+
+    def compute(self, sums: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> dict[str, Score]:
+        count, correct = sums["count"].numpy(), sums["correct"].numpy()
+        present = [index for index in range(len(TAGS)) if count[index]]
+        shares = correct[present] / count[present]
+        # [resamples, tags present]; nan where a tag has one prompt, which says nothing of the
+        # others.
+        resampled = np.stack([bootstrap(rows["outcomes"], index) for index in present], axis=1)
+        weights = count[present] / count.sum()
+        tags = [TAGS[index] for index in present]
+        facts = self._facts(tags)
+        total = int(count.sum())
+        scores = {
+            self.name: _score(shares.mean(), resampled.mean(axis=1), total, facts),
+            f"{self.name}/image-mean": _score(shares @ weights, resampled @ weights, total, {}),
+        }
+        for column, tag in enumerate(tags):
+            bounds = {"ceiling": self.reference.ceiling[tag], "floor": self.reference.floor[tag]}
+            part = _score(shares[column], resampled[:, column], int(count[present][column]), bounds)
+            scores[f"{self.name}/{tag}"] = part
+        return scores
+
+    def _facts(self, tags: Sequence[str]) -> dict[str, str | int | float]:
+        """What a reader must know beside the main score; the bounds are over the same tags as the
+        score."""
+        ceiling, floor = self.reference.ceiling, self.reference.floor
+        return {
+            "tags": ", ".join(tags),
+            "checker": statistics.fmean(ceiling.values()),
+            "ceiling": statistics.fmean(ceiling[tag] for tag in tags),
+            "floor": statistics.fmean(floor[tag] for tag in tags),
+            "detector": "scene-detector",
+            "detector_hash": self.detector.fingerprint,
+            "reference_hash": self.context.source.fingerprint,
+        }
+
+
+def real_scenes(source: ScenesSource, prompts: Sequence[str], split: str, draw0: int = 0) -> Tensor:
+    """Real scenes that show the given captions, of the silhouettes of a split: uint8 [n, 3, size,
+    size].
+
+    Scene i is a function of (split, i, draw0, caption), so other draws give other images of the
+    same captions.
+    """
+    return torch.stack(
+        [
+            source.compose(parse(text), generator(split, index, draw0), split).image
+            for index, text in enumerate(prompts)
+        ]
+    )
+
+
+def judge_scene(image: Tensor, found: Sequence[Detection], scene: Scene, rules: Rules) -> Verdict:
+    """GenEval's rules for one image, uint8 [3, S, S], with colours read as tints."""
+    return judge(found, scene, lambda detection: tint(image, detection), rules)
+
+
+def tint(image: Tensor, detection: Detection) -> str:
+    """The colour of the palette that explains the pixels of a box best.
+
+    A pixel of a tinted silhouette on white is white (1 - a) + colour a with some opacity a in [0,
+    1]. For each colour the best a of each pixel is a projection, in closed form; the colour that
+    leaves the least squared error over the box wins. `image` is uint8 [3, S, S].
+    """
+    xmin, ymin, xmax, ymax = detection.box
+    rows = slice(int(ymin), max(int(ymin) + 1, round(ymax)))
+    columns = slice(int(xmin), max(int(xmin) + 1, round(xmax)))
+    away = 255 - image[:, rows, columns].double().flatten(1)  # [3, P]: from white to the pixel
+    directions = 255 - torch.tensor(list(PALETTE.values()), dtype=torch.float64)  # [colours, 3]
+    opacity = (directions @ away) / directions.square().sum(1, keepdim=True)
+    fitted = opacity.clamp(0, 1)[:, None] * directions[:, :, None]  # [colours, 3, P]
+    errors = (away - fitted).square().sum(dim=(1, 2))
+    return list(PALETTE)[int(errors.argmin())]
+
+
+def deranged(prompts: Sequence[str]) -> tuple[str, ...]:
+    """The prompts moved along one fixed random cycle, so that none keeps its place."""
+    order = np.random.default_rng(SEED).permutation(len(prompts))
+    follower = dict(zip(order, np.roll(order, 1), strict=True))
+    return tuple(prompts[follower[place]] for place in range(len(prompts)))
+
+
+def bootstrap(outcomes: Tensor, tag: int) -> np.ndarray:
+    """`RESAMPLES` shares of correct images of one tag, each over prompts drawn with replacement.
+
+    All images of a prompt go together: they are not independent. `outcomes` int64 [n, 3] holds tag,
+    prompt and correct (0 or 1) of each image. Fewer than two prompts have no spread to show: nan.
+    """
+    _, prompts, correct = outcomes[outcomes[:, 0] == tag].numpy().T
+    keys, places = np.unique(prompts, return_inverse=True)
+    if len(keys) < 2:
+        return np.full(RESAMPLES, np.nan)
+    images, right = np.bincount(places), np.bincount(places, correct)
+    rng = np.random.default_rng([SEED, tag])
+    drawn = rng.multinomial(len(keys), np.full(len(keys), 1 / len(keys)), size=RESAMPLES)
+    return (drawn @ right) / (drawn @ images)
+
+
+def _check(
+    detector: SceneDetector, images: Tensor, found: list[list[Detection]], texts: Sequence[str]
+) -> list[Verdict]:
+    rules = Rules(counting_threshold=detector.counting_threshold)
+    return [
+        judge_scene(image, detections, parse(text), rules)
+        for image, detections, text in zip(images, found, texts, strict=True)
+    ]
+
+
+def _shares(texts: Sequence[str], verdicts: Sequence[Verdict]) -> dict[str, float]:
+    """Share of correct images by tag."""
+    by_tag: dict[str, list[bool]] = {}
+    for text, verdict in zip(texts, verdicts, strict=True):
+        by_tag.setdefault(parse(text).tag, []).append(verdict.correct)
+    return {tag: statistics.fmean(verdicts) for tag, verdicts in by_tag.items()}
+
+
+def _score(
+    value: float, resampled: np.ndarray, n: int, facts: Mapping[str, str | int | float]
+) -> Score:
+    spread = float(resampled.std(ddof=1))
+    # Prompts that all agree (and the nan of a single one) show no spread, which is not a spread of
+    # zero.
+    error = spread if spread > 0 else None
+    return Score(float(value), error, n, higher_is_better=True, facts=facts)
+
+
+def _key(text: str) -> int:
+    """A prompt as a number that is the same in every process."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")

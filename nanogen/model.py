@@ -1,0 +1,72 @@
+"""What is trained: the backbone, the heads of the terms, and the conditioner where it learns.
+
+One module with one forward, so that a parallel wrapper, an optimiser, an average and a checkpoint each see all of it.
+Frozen networks (text encoders, teachers, tokenizers) stay outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from nanogen import rng
+from nanogen.objectives.base import Inputs, Objective
+from nanogen.types import Batch, Condition, Conditioner
+
+
+class Model(nn.Module):
+    def __init__(self, backbone: nn.Module, objective: Objective, conditioner: Conditioner, dropout: float) -> None:
+        """`dropout`: share of samples whose condition is replaced by the null condition."""
+        super().__init__()
+        self.backbone = backbone
+        self.objective = objective
+        self.learned_conditioner = conditioner if getattr(conditioner, "trainable", False) else None
+        # A frozen conditioner must not become a submodule: a tuple hides it.
+        self._conditioner = (conditioner,)
+        self.dropout = dropout
+
+    @property
+    def conditioner(self) -> Conditioner:
+        return self._conditioner[0]
+
+    @property
+    def leaves(self) -> Mapping[str, int]:
+        """Widths of the leaves that terms add to the state."""
+        return {leaf: width for term in self.objective.terms.values() for leaf, width in term.leaves.items()}
+
+    def forward(self, batch: Batch, latents: Tensor, condition: Condition | None) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Losses `[B]` by name, and their weights; `condition` None means that the conditioner learns."""
+        device = latents.device
+        if condition is None:
+            condition = self.conditioner.encode(batch).to(device)
+        null = self.conditioner.null(len(batch)).to(device)
+        kept = rng.uniform(self.objective.seed, "dropout", batch.keys, 1)[:, 0] >= self.dropout
+        inputs = Inputs(batch, latents, condition.where(kept, null), kept)  # type: ignore[arg-type]
+        losses = self.objective(self.backbone, inputs)
+        return dict(losses.parts), dict(losses.weights)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Parameters that receive gradients, by name."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+
+def frozen(module: nn.Module) -> nn.Module:
+    """Eval mode for ever, no gradients: whatever `.train()` is called on."""
+    module.eval().requires_grad_(False)
+    module.train = lambda mode=True: module  # type: ignore[method-assign]
+    return module
+
+
+def parameter_count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    return Batch(
+        batch.images.to(device, non_blocking=True),
+        batch.keys.to(device),
+        None if batch.labels is None else batch.labels.to(device),
+        batch.texts,
+    )

@@ -1,0 +1,217 @@
+"""Named runs. A preset is `<task>/<method>`: one table of tasks, one of methods, and what both share.
+
+    animals/pixels-v     class-conditional on ten thousand silhouettes: a laptop's ImageNet
+    scenes/pixels-v      the same silhouettes as captioned, coloured scenes: a laptop's text-to-image
+    imagenet/jit         ImageNet-256 in pixel space, at the paper's size
+    t2i/jit              BLIP-3o at 256 px, at the paper's size
+
+A task sets data, conditioner, metrics and guidance, and a method sets everything else; so a method moves from one task
+to the other unchanged, and `nanogen diff` of the two presets shows at most twelve lines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from nanogen import config, registry
+from nanogen.errors import ConfigError, suggest
+from nanogen.run import Run
+
+Values = dict[str, Any]
+"""fields of a run by dotted path; a part stands by its registered name"""
+
+ANIMALS: Values = {
+    "optimiser": "muon",
+    "optimiser.lr": 0.015,
+    "optimiser.adamw.lr": 2e-3,
+    "backbone": "ddt",
+    "backbone.depth": 4,
+    "backbone.width": 160,
+    "backbone.heads": 4,
+    "backbone.decoder_depth": 1,
+    "backbone.decoder_width": 192,
+    "backbone.decoder_heads": 4,
+    "schedule.final": 0.0,
+    "schedule.warmup": 1_600,
+    "train.images": 64_000,
+    "train.batch": 32,
+    "train.ema": 0.998,
+    "train.log_every": 1_600,
+    "train.save_every": 16_000,
+    "train.sample_every": 16_000,
+    "sampling.steps": 25,
+    "sampling.shift_base": None,
+}
+"""what trains on two CPU cores; chosen by the sweep in docs/sweep.md"""
+
+PAPER: Values = {
+    "optimiser": "adamw",
+    "backbone": "ddt",
+    "train.precision": "bf16",
+}
+"""the paper's size and optimiser: the defaults of every config class"""
+
+EPOCH = 1251 * 1024
+"""images of one epoch of ImageNet in steps of 1024"""
+
+@dataclass(frozen=True)
+class TaskRecipe:
+    """What a task sets, over what all methods share at its size."""
+
+    summary: str
+    shared: Values
+    own: Values
+
+
+TASKS: dict[str, TaskRecipe] = {
+    "animals": TaskRecipe(
+        "ten classes of animal silhouettes, 28 px; minutes on a CPU",
+        ANIMALS,
+        {
+            "task": "class_conditional",
+            "task.data": "animals",
+            "conditioner": "labels",
+            "tokenizer.patch": 4,
+            "evaluation.metrics": ("fd-animals", "is-animals", "pr-animals", "accuracy-animals"),
+            "evaluation.samples": 1_000,
+            "sampling.guidance.scale": 3.0,
+            "sampling.guidance.high": 0.9,
+        },
+    ),
+    "scenes": TaskRecipe(
+        "coloured, captioned scenes of the same silhouettes, 40 px; minutes on a CPU",
+        ANIMALS,
+        {
+            "task": "text_to_image",
+            "task.data": "scenes",
+            "conditioner": "minilm",
+            "tokenizer.patch": 5,
+            "evaluation.metrics": ("scene-eval",),
+            "evaluation.samples": 360,
+            "sampling.guidance.scale": 3.0,
+            "sampling.guidance.high": 1.0,
+        },
+    ),
+    "imagenet": TaskRecipe(
+        "ImageNet-256 by class, 80 epochs; 8 GPUs of 80 GB",
+        PAPER,
+        {
+            "task": "class_conditional",
+            "task.data": "folder",
+            "task.data.path": "data/imagenet/train",
+            "conditioner": "labels",
+            "tokenizer.patch": 16,
+            "train.images": 80 * EPOCH,
+            "schedule.decay_start": 40 * EPOCH,
+            "schedule.decay_end": 800 * EPOCH,
+            "schedule.final": 0.1,
+            "sampling.guidance.high": 0.9,
+        },
+    ),
+    "t2i": TaskRecipe(
+        "BLIP-3o captions at 256 px, 100K steps; 8 GPUs of 80 GB",
+        PAPER,
+        {
+            "task": "text_to_image",
+            "task.data": "shards",
+            "task.data.path": "data/blip3o",
+            "conditioner": "hf-text",
+            "tokenizer.patch": 16,
+            "train.images": 102_400_000,
+            "schedule.decay_start": 51_200_000,
+            "schedule.decay_end": 1_024_000_000,
+            "schedule.final": 0.1,
+            "sampling.guidance.scale": 6.0,
+            "sampling.guidance.high": 1.0,
+        },
+    ),
+}
+PIXELS: Values = {"tokenizer": "pixels", "objective": "flow"}
+
+@dataclass(frozen=True)
+class MethodRecipe:
+    """What a method sets, on every task that it is for."""
+
+    summary: str
+    tasks: tuple[str, ...]
+    values: Values
+
+
+METHODS: dict[str, MethodRecipe] = {
+    "pixels-v": MethodRecipe(
+        "pixel space, the network predicts the velocity",
+        ("animals", "scenes"),
+        PIXELS | {"objective.prediction": "v", "objective.shift_base": None},
+    ),
+    "pixels-x": MethodRecipe(
+        "pixel space, the network predicts the image",
+        ("animals", "scenes"),
+        PIXELS | {"objective.prediction": "x", "objective.shift_base": None},
+    ),
+    "jit": MethodRecipe(
+        "JiT's objective on DDT: pixels, image prediction, noisier times (arXiv 2511.13720)",
+        ("imagenet", "t2i"),
+        # 0.836 is JiT's mean of -0.8 in data time, after the paper's shift.
+        PIXELS
+        | {
+            "objective.prediction": "x",
+            "objective.time_mean": 0.8356,
+            "objective.time_std": 0.8,
+            "objective.shift_base": None,
+            "sampling.shift_base": None,
+        },
+    ),
+    "pixnerd": MethodRecipe(
+        "PixNerd's objective on DDT: pixels, velocity prediction (arXiv 2507.23268)",
+        ("imagenet", "t2i"),
+        # The paper's shift cancels the mean of PixNerd's times almost exactly.
+        PIXELS
+        | {
+            "objective.prediction": "v",
+            "objective.time_mean": -0.0044,
+            "objective.shift_base": None,
+            "sampling.shift_base": None,
+        },
+    ),
+}
+
+PER_PRESET: dict[str, Values] = {
+    "imagenet/jit": {"sampling.guidance.scale": 2.6},
+    "imagenet/pixnerd": {"sampling.guidance.scale": 2.4},
+}
+"""the guidance scales of the paper's best rows (Table 2)"""
+
+
+def names() -> list[str]:
+    """All presets."""
+    return [f"{task}/{method}" for method, recipe in METHODS.items() for task in recipe.tasks]
+
+
+def describe(name: str) -> str:
+    """One line on a preset."""
+    task, _, method = name.partition("/")
+    return f"{METHODS[method].summary}; {TASKS[task].summary}"
+
+
+def methods_of(task: str) -> list[str]:
+    return [method for method, recipe in METHODS.items() if task in recipe.tasks]
+
+
+def preset(name: str) -> Run:
+    """The run of a preset; an unknown name is a ConfigError with the nearest ones."""
+    if name not in names():
+        raise ConfigError(f"unknown preset {name!r}; {suggest(name, names())}")
+    task, _, method = name.partition("/")
+    recipe = TASKS[task]
+    values = {"name": name} | recipe.shared | recipe.own | METHODS[method].values | PER_PRESET.get(name, {})
+    return config.make(Run, resolved(values))
+
+
+def resolved(values: Values) -> Values:
+    """Values with the names of parts replaced by the parts."""
+    kinds = {"task": "task", "task.data": "data", "tokenizer": "tokenizer", "conditioner": "conditioner"}
+    kinds |= {"backbone": "backbone", "objective": "objective", "optimiser": "optimiser"}
+    return {
+        path: registry.get(kinds[path], value) if path in kinds else value for path, value in values.items()
+    }

@@ -1,0 +1,99 @@
+"""The folder of a run: `run.yaml`, `log.jsonl`, `checkpoints/`, `samples/`, `records/`.
+
+The same command again resumes; another run in the same folder is refused with what differs.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanogen import config, dist
+from nanogen.errors import CheckpointError, ConfigError
+from nanogen.files import remove_parts, whole_file, writable_folder
+from nanogen.model import parameter_count
+from nanogen.run import Parts, Run, build, identity
+from nanogen.train import checkpoint
+
+CONFIG = "run.yaml"
+WEIGHTS = ("ema", "raw")
+
+
+def prepare(run: Run, folder: Path, fresh: bool) -> Path:
+    """Make the folder ready to train `run` in: new, or holding the same run."""
+    if dist.rank() == 0:
+        writable_folder(folder)
+        if fresh:
+            clear(folder)
+        known = folder / CONFIG
+        if known.exists():
+            refuse_other(run, config.read(Run, known), folder)
+        elif any((folder / "checkpoints").glob("[0-9]*")):
+            raise CheckpointError(f"{folder} holds checkpoints but no {CONFIG}; choose another --out")
+        with whole_file(known) as part:
+            config.write(run, part)
+        remove_parts(folder)
+        remove_parts(folder / "checkpoints")
+    dist.barrier()
+    return folder
+
+
+def clear(folder: Path) -> None:
+    """Remove what a run made, and nothing else that may lie in the folder."""
+    for name in ("checkpoints", "samples", "records"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in (CONFIG, "log.jsonl"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def refuse_other(run: Run, known: Run, folder: Path) -> None:
+    rows = config.differences(identity(known), identity(run))
+    if rows:
+        listed = ", ".join(f"{path}: {old} there, {new} here" for path, old, new in rows[:3])
+        more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
+        raise CheckpointError(
+            f"{folder} holds another run ({listed}{more}); choose another --out, or --fresh to start over"
+        )
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A trained run, ready to sample."""
+
+    parts: Parts
+    seen: int
+    """images the weights were trained on"""
+    weights: str
+    """"ema" or "raw\""""
+
+
+def open_run(folder: Path, weights: str = "ema", overrides: list[str] | None = None) -> Opened:
+    """The newest checkpoint of a run folder. Everything else is read from its `run.yaml`, save what is overridden."""
+    if weights not in WEIGHTS:
+        raise ConfigError(f"--weights {weights!r}: choose ema or raw")
+    if not (folder / CONFIG).exists():
+        raise CheckpointError(f"{folder} is not a run folder: it has no {CONFIG}; train one with nanogen train")
+    run = config.read(Run, folder / CONFIG)
+    if overrides:
+        run = config.override(run, overrides)
+    path = checkpoint.latest(folder / "checkpoints")
+    if path is None:
+        raise CheckpointError(f"{folder} has no whole checkpoint yet; train it for longer")
+    parts = build(run)
+    seen = checkpoint.load_weights(path, parts.model, weights)
+    parts.model.eval()
+    return Opened(parts, seen, weights)
+
+
+def describe(parts: Parts, folder: Path) -> str:
+    """One line on what is about to be trained, where, and how."""
+    run, latent = parts.run, parts.tokenizer.spec
+    pieces = dist.world(), run.machine.micro_batch
+    split = f" = {pieces[0]} processes" if pieces[0] > 1 else ""
+    micro = f", at most {pieces[1]} at once" if pieces[1] else ""
+    return (
+        f"{run.name}: {parameter_count(parts.model):,} parameters, {latent.channels}x{latent.height}x{latent.width} "
+        f"in {latent.tokens} tokens; {run.train.images:,} images in batches of {run.train.batch}{split}{micro}; "
+        f"{run.train.precision} on {parts.device.type}; {folder}"
+    )

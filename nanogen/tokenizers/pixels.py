@@ -1,0 +1,35 @@
+"""Pixel space: no autoencoder, images scaled to [-1, 1]."""
+
+from __future__ import annotations
+
+import chz
+from torch import Tensor
+
+from nanogen.errors import ConfigError
+from nanogen.registry import register
+from nanogen.types import LatentSpec
+
+
+@register("tokenizer", "pixels", summary="pixels in [-1, 1], cut into patches; no autoencoder")
+@chz.chz
+class PixelsConfig:
+    patch: int = 16
+
+    def build(self, image_size: int) -> Pixels:
+        if self.patch < 1 or image_size % self.patch:
+            raise ConfigError(
+                f"tokenizer.patch={self.patch} does not divide images of {image_size} px; choose a divisor"
+            )
+        return Pixels(self.patch, image_size)
+
+
+class Pixels:
+    def __init__(self, patch: int, image_size: int) -> None:
+        self.spec = LatentSpec(channels=3, height=image_size, width=image_size, patch=patch)
+        self.fingerprint = f"pixels-{image_size}"
+
+    def encode(self, images: Tensor) -> Tensor:
+        return images * 2 - 1
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return (latents + 1) / 2

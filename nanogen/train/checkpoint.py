@@ -1,0 +1,157 @@
+"""Checkpoints: one folder for each, whole or absent, safetensors and JSON only.
+
+    checkpoints/000000012800/      named by the images seen
+        model.safetensors          weights that are trained, by name
+        ema.safetensors            their averages
+        optimiser.safetensors      "<parameter>/<moment>"
+        state.json                 the clock, the log window, and the hash of each file
+
+A resumed run needs nothing else: data order, noise and learning rate are functions of the clock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from nanogen.errors import CheckpointError
+from nanogen.files import whole_folder, write_text
+from nanogen.model import Model
+from nanogen.train.ema import Ema
+
+log = logging.getLogger(__name__)
+
+STATE = "state.json"
+
+
+@dataclass
+class Progress:
+    """Where a run stands. `window` holds the sums of the log line being gathered, so that a resumed log is the same."""
+
+    seen: int = 0
+    """images consumed: the one clock"""
+    steps: int = 0
+    skipped: int = 0
+    """steps that were skipped because a gradient was not finite"""
+    window: dict[str, float] = field(default_factory=dict)
+    window_steps: int = 0
+
+
+def save(folder: Path, progress: Progress, model: Model, ema: Ema, optimiser: torch.optim.Optimizer, keep: int) -> Path:
+    """Write checkpoint `progress.seen` into `folder`, then drop all but the newest `keep`."""
+    target = folder / f"{progress.seen:012d}"
+    if (target / STATE).exists():
+        return target
+    shutil.rmtree(target, ignore_errors=True)
+    with whole_folder(target) as part:
+        tensors = {
+            "model": {name: p.detach() for name, p in model.state_dict().items()},
+            "ema": ema.values,
+            "optimiser": moments(optimiser, model.trained()),
+        }
+        hashes = {}
+        for name, group in tensors.items():
+            file = part / f"{name}.safetensors"
+            save_file({key: value.contiguous().cpu() for key, value in group.items()}, file)
+            hashes[file.name] = _hash(file)
+        write_text(part / STATE, json.dumps({"progress": asdict(progress), "sha256": hashes}, indent=1))
+    for old in sorted(_named(folder))[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest whole checkpoint of a folder; broken ones are passed over with a reason."""
+    for path in sorted(_named(folder), reverse=True):
+        reason = broken(path)
+        if reason is None:
+            return path
+        log.warning("checkpoint %s is skipped: %s", path, reason)
+    return None
+
+
+def broken(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or None."""
+    try:
+        hashes = json.loads((path / STATE).read_text(encoding="utf-8"))["sha256"]
+        for name, digest in hashes.items():
+            if _hash(path / name) != digest:
+                return f"{name} is not what was written"
+    except (OSError, ValueError, KeyError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def load(path: Path, model: Model, ema: Ema, optimiser: torch.optim.Optimizer) -> Progress:
+    """Restore everything, strictly: a name or shape that does not fit is an error."""
+    try:
+        model.load_state_dict(load_file(path / "model.safetensors"), strict=True)
+        load_ema(path, ema)
+        _restore(optimiser, model.trained(), load_file(path / "optimiser.safetensors"))
+        return Progress(**json.loads((path / STATE).read_text(encoding="utf-8"))["progress"])
+    except (RuntimeError, SafetensorError, OSError, ValueError, TypeError) as error:
+        raise _unfit(path, error) from error
+
+
+def load_weights(path: Path, model: Model, weights: str) -> int:
+    """Put the "ema" or "raw" weights of a checkpoint into a model; returns the images seen."""
+    try:
+        model.load_state_dict(load_file(path / "model.safetensors"), strict=True)
+        if weights == "ema":
+            ema = Ema(model.trained(), decay=0.0)
+            load_ema(path, ema)
+            for name, p in model.trained().items():
+                p.data.copy_(ema.values[name])
+        return int(json.loads((path / STATE).read_text(encoding="utf-8"))["progress"]["seen"])
+    except (RuntimeError, SafetensorError, OSError, ValueError) as error:
+        raise _unfit(path, error) from error
+
+
+def load_ema(path: Path, ema: Ema) -> None:
+    stored = load_file(path / "ema.safetensors")
+    if stored.keys() != ema.values.keys():
+        raise RuntimeError(f"averages of other parameters: {sorted(stored.keys() ^ ema.values.keys())[:3]}")
+    for name, value in stored.items():
+        ema.values[name].copy_(value)
+
+
+def moments(optimiser: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The state of an optimiser as named tensors."""
+    return {
+        f"{name}/{moment}": value
+        for name, p in parameters.items()
+        for moment, value in optimiser.state.get(p, {}).items()
+    }
+
+
+def _restore(optimiser: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], stored: Mapping[str, Tensor]) -> None:
+    optimiser.state.clear()
+    for key, value in stored.items():
+        name, _, moment = key.rpartition("/")
+        p = parameters[name]
+        # Step counts stay on the CPU unless the optimiser is fused on a device, where they follow the parameter.
+        optimiser.state[p][moment] = value.to(p.device)
+
+
+def _named(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("[0-9]*") if path.is_dir() and path.name.isdigit()]
+
+
+def _hash(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _unfit(path: Path, error: Exception) -> CheckpointError:
+    first = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return CheckpointError(f"checkpoint {path} does not fit this run: {first}")

@@ -1,0 +1,212 @@
+"""The training loop: one clock, `seen`, the number of images consumed.
+
+    batch -> losses -> backward -> finite on every process? -> clip -> step -> average -> log -> due?
+
+The loop knows no tokenizer, backbone, objective or metric by name. What is due at a moment (evaluate, sample, save) is a
+function of `seen`, so a run that was killed and resumed does the same things at the same moments.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from nanogen import dist
+from nanogen.data.loader import batches, micro_batches
+from nanogen.model import to_device
+from nanogen.run import Parts
+from nanogen.train import checkpoint
+from nanogen.train.checkpoint import Progress
+from nanogen.train.ema import Ema
+from nanogen.train.log import Display, Log
+from nanogen.train.signals import StopFlag
+from nanogen.types import Batch
+
+BAD_STEPS = 10
+"""so many steps in a row with a gradient that is not finite end the run"""
+
+
+class Diverged(RuntimeError):
+    """Loss or gradient stayed infinite or NaN."""
+
+
+@dataclass
+class Hooks:
+    """What happens at due moments; each is called on every process with the averaged weights in place."""
+
+    sample: Callable[[int], None] = field(default=lambda seen: None)
+    evaluate: Callable[[int], None] = field(default=lambda seen: None)
+
+
+class Trainer:
+    """Holds the parts that change during a run, and takes one step at a time."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts, self.run = parts, parts.run
+        model = parts.model
+        if dist.world() > 1:
+            devices = [parts.device.index or 0] if parts.device.type == "cuda" else None
+            self.network: nn.Module = nn.parallel.DistributedDataParallel(
+                model, device_ids=devices, gradient_as_bucket_view=True, static_graph=True
+            )
+        else:
+            self.network = model
+        if self.run.machine.compile:
+            self.network = torch.compile(self.network)  # type: ignore[assignment]
+        # Built from the wrapped model: weights are the same on every process from here on.
+        self.ema = Ema(model.trained(), self.run.train.ema)
+        self.optimiser = self.run.optimiser.build(model.trained())
+        self.rates = [group["lr"] for group in self.optimiser.param_groups]
+        self.progress = Progress()
+        self.bad_in_a_row = 0
+
+    def step(self, stream: Iterator[Batch]) -> dict[str, float]:
+        """One optimiser step; returns the mean of each loss over the whole batch, and the gradient norm."""
+        train, progress = self.run.train, self.progress
+        factor = self.run.schedule.factor(progress.seen, train.batch, train.images)
+        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        self.parts.model.train()
+        losses = self._accumulate(stream)
+        norm = nn.utils.clip_grad_norm_(self.parts.model.trained().values(), train.clip)
+        values = {name: float(value) for name, value in dist.sum_across(losses).items()} | {"gradient_norm": float(norm)}
+        if dist.any_flag(not all(map(_finite, values.values())), self.parts.device):
+            self._skip(values)
+        else:
+            self.optimiser.step()
+            self.ema.update()
+            self.bad_in_a_row = 0
+        self.optimiser.zero_grad(set_to_none=True)
+        progress.seen += train.batch
+        progress.steps += 1
+        return values | {"learning_rate_factor": factor}
+
+    def _accumulate(self, stream: Iterator[Batch]) -> dict[str, Tensor]:
+        """Gradients of the mean loss over the batch; returns this process's share of each mean loss."""
+        train = self.run.train
+        pieces = micro_batches(train.batch, self.run.machine.micro_batch or train.batch)
+        sums: dict[str, Tensor] = {}
+        for number, _ in enumerate(pieces):
+            last = number == len(pieces) - 1
+            with contextlib.nullcontext() if last else self._unsynchronised():
+                parts, weights = self._losses(next(stream))
+                share = {name: part.sum() / train.batch for name, part in parts.items()}
+                # DDP averages over processes; the shares of a batch must be summed.
+                (dist.world() * sum(weights[name] * value for name, value in share.items())).backward()
+            for name, value in share.items():
+                sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.detach()
+        return sums
+
+    def _losses(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, float]]:
+        parts = self.parts
+        batch = to_device(batch, parts.device)
+        with torch.no_grad():
+            latents = parts.tokenizer.encode(batch.images)
+            learns = parts.model.learned_conditioner is not None
+            condition = None if learns else parts.conditioner.encode(batch).to(parts.device)
+        with torch.autocast(parts.device.type, torch.bfloat16, enabled=self.run.train.precision == "bf16"):
+            return self.network(batch, latents, condition)
+
+    def _unsynchronised(self) -> contextlib.AbstractContextManager[None]:
+        """Micro-batches before the last keep their gradients to themselves: one reduction a step."""
+        return self.network.no_sync() if hasattr(self.network, "no_sync") else contextlib.nullcontext()  # type: ignore[operator]
+
+    def _skip(self, values: dict[str, float]) -> None:
+        self.progress.skipped += 1
+        self.bad_in_a_row += 1
+        if self.bad_in_a_row >= BAD_STEPS:
+            bad = ", ".join(f"{name}={value}" for name, value in values.items() if not _finite(value))
+            raise Diverged(
+                f"{bad} for {BAD_STEPS} steps up to image {self.progress.seen}; lower optimiser.lr or train.clip, "
+                "or resume from an earlier checkpoint"
+            )
+
+
+def train(parts: Parts, folder: Path, hooks: Hooks, max_minutes: float | None = None) -> Progress:
+    """Train a run to its end or to a stop signal, from the newest checkpoint in `folder` if there is one."""
+    run = parts.run
+    checkpoints = folder / "checkpoints"
+    trainer = Trainer(parts)
+    found = checkpoint.latest(checkpoints)
+    if found is not None:
+        trainer.progress = checkpoint.load(found, parts.model, trainer.ema, trainer.optimiser)
+    progress, lead = trainer.progress, dist.rank() == 0
+    log = Log(folder / "log.jsonl", progress.seen) if lead else None
+    display = Display(run.name, run.train.images, progress.seen, quiet=not lead)
+    batch = run.train.batch
+    stream = batches(parts.task, progress.seen, batch, run.machine.micro_batch or batch, run.machine.workers)
+    started, first = time.monotonic(), progress.seen
+    with StopFlag(max_minutes) as stop:
+        while progress.seen < run.train.images:
+            values = trainer.step(stream)
+            _gather(progress, values)
+            ended = progress.seen >= run.train.images
+            if _due(progress.seen, batch, run.train.log_every) or ended:
+                line = _line(progress, time.monotonic() - started, first)
+                if log is not None:
+                    log.write(line)
+            display.show(progress.seen, sum(v for k, v in values.items() if k == "flow"))
+            stopped = dist.any_flag(bool(stop), parts.device)
+            if stopped or ended or _due(progress.seen, batch, run.train.save_every):
+                _save(checkpoints, trainer, lead)
+            if stopped and not ended:
+                display.close()
+                if lead:
+                    print(f"{run.name}: stopped by {stop.reason or 'another process'} at {progress.seen:,} images; the same command continues")
+                return progress
+            with trainer.ema.applied():
+                parts.model.eval()
+                if run.train.sample_every and (_due(progress.seen, batch, run.train.sample_every) or ended):
+                    hooks.sample(progress.seen)
+                if run.evaluation.every and not ended and _due(progress.seen, batch, run.evaluation.every):
+                    hooks.evaluate(progress.seen)
+    display.close()
+    with trainer.ema.applied():
+        parts.model.eval()
+        hooks.evaluate(progress.seen)
+    return progress
+
+
+def _gather(progress: Progress, values: dict[str, float]) -> None:
+    for name, value in values.items():
+        progress.window[name] = progress.window.get(name, 0.0) + value
+    progress.window_steps += 1
+
+
+def _line(progress: Progress, seconds: float, first: int) -> dict[str, float | int]:
+    """The means since the last line; empties the window."""
+    means = {name: total / progress.window_steps for name, total in progress.window.items()}
+    progress.window, progress.window_steps = {}, 0
+    speed = (progress.seen - first) / max(seconds, 1e-9)
+    return {
+        "seen": progress.seen,
+        "step": progress.steps,
+        **means,
+        "skipped": progress.skipped,
+        "seconds": round(seconds, 3),
+        "images_per_second": round(speed, 2),
+    }
+
+
+def _due(seen: int, batch: int, every: int) -> bool:
+    """Whether a multiple of `every` images was passed in the step that ended at `seen`."""
+    return seen // every > (seen - batch) // every
+
+
+def _save(folder: Path, trainer: Trainer, lead: bool) -> None:
+    if lead:
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.save(
+            folder, trainer.progress, trainer.parts.model, trainer.ema, trainer.optimiser, trainer.run.train.keep
+        )
+    dist.barrier()
+
+
+def _finite(value: float) -> bool:
+    return value == value and abs(value) != float("inf")

@@ -1,0 +1,114 @@
+"""The sweep behind the CPU presets: equal CPU seconds for every variant, one thread, one seed.
+
+    python scripts/sweep_animals.py animals --seconds 150 --out runs/sweep
+    python scripts/sweep_animals.py scenes --seconds 150 --out runs/sweep
+
+Each variant first measures its own speed for a few steps, then trains as many images as fit into the CPU seconds. Prints a
+Markdown table, and appends a line of JSON for each variant to `<out>/<task>.jsonl`; variants found there are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import chz
+
+from nanogen import config, evaluation, recipes
+from nanogen.data.loader import batches
+from nanogen.run import Run, build
+from nanogen.run_folder import Opened
+from nanogen.train.log import read
+from nanogen.train.loop import Hooks, Trainer, train
+
+WARM, TIMED = 3, 10
+
+BACKBONES = {
+    "4x128+1x160": "backbone.depth=4 backbone.width=128 backbone.decoder_width=160",
+    "4x160+1x192": "backbone.depth=4 backbone.width=160 backbone.decoder_width=192",
+    "6x128+1x160": "backbone.depth=6 backbone.width=128 backbone.decoder_width=160",
+    "4x96+1x128": "backbone.depth=4 backbone.width=96 backbone.decoder_width=128",
+}
+OPTIMISERS = {
+    "adamw 3e-3": "optimiser=adamw optimiser.lr=3e-3",
+    "muon 0.015": "optimiser=muon optimiser.lr=0.015 optimiser.adamw.lr=2e-3",
+    "muon 0.06": "optimiser=muon optimiser.lr=0.06 optimiser.adamw.lr=4e-3",
+    "muon 0.03": "optimiser=muon optimiser.lr=0.03 optimiser.adamw.lr=4e-3",
+}
+VARIANTS = [
+    ("4x128+1x160", "muon 0.015", 32),
+    ("4x128+1x160", "muon 0.03", 32),
+    ("4x160+1x192", "muon 0.03", 32),
+    ("4x128+1x160", "adamw 3e-3", 32),
+    ("6x128+1x160", "muon 0.03", 32),
+    ("4x128+1x160", "muon 0.06", 32),
+]
+"""backbone, optimiser, batch"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("task", choices=("animals", "scenes"))
+    parser.add_argument("--seconds", type=float, default=150.0, help="CPU seconds of training for each variant")
+    parser.add_argument("--samples", type=int, default=300)
+    parser.add_argument("--out", type=Path, default=Path("runs/sweep"))
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    lines = arguments.out / f"{arguments.task}.jsonl"
+    done = {row["variant"]: row for row in read(lines)}
+    for backbone, optimiser, batch in VARIANTS:
+        variant = f"{backbone}, {optimiser}, batch {batch}"
+        if variant not in done:
+            overrides = f"{BACKBONES[backbone]} {OPTIMISERS[optimiser]} train.batch={batch}".split()
+            run = config.override(recipes.preset(f"{arguments.task}/pixels-v"), overrides)
+            done[variant] = {"variant": variant, **trial(run, arguments.seconds, arguments.samples)}
+            with lines.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(done[variant]) + "\n")
+            print(json.dumps(done[variant]), flush=True)
+    print(table(list(done.values())))
+
+
+def trial(run: Run, seconds: float, samples: int) -> dict[str, float]:
+    """Train a run for so many CPU seconds and measure it."""
+    speed = images_per_cpu_second(run)
+    images = int(seconds * speed / run.train.batch) * run.train.batch
+    run = chz.replace(
+        run,
+        schedule=chz.replace(run.schedule, warmup=images // 20),
+        train=chz.replace(run.train, images=images, log_every=images // 10, save_every=images, sample_every=0),
+        evaluation=chz.replace(run.evaluation, samples=samples),
+    )
+    parts = build(run)
+    records = []
+    folder = Path(f"runs/sweep/cells/{config.digest(run)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    hooks = Hooks(evaluate=lambda seen: records.extend(evaluation.evaluate(Opened(parts, seen, "ema"))))
+    train(parts, folder, hooks)
+    scores = {record.metric: round(record.value, 4) for record in records}
+    loss = read(folder / "log.jsonl")[-1]["flow"]
+    return {"steps": images // run.train.batch, "images_per_cpu_second": round(speed, 1), "loss": round(loss, 4), **scores}
+
+
+def images_per_cpu_second(run: Run) -> float:
+    """Measured over a few steps, after a few to warm up."""
+    trainer = Trainer(build(run))
+    stream = batches(trainer.parts.task, 0, run.train.batch, run.train.batch, 0)
+    for _ in range(WARM):
+        trainer.step(stream)
+    started = time.process_time()
+    for _ in range(TIMED):
+        trainer.step(stream)
+    return TIMED * run.train.batch / (time.process_time() - started)
+
+
+def table(rows: list[dict[str, float]]) -> str:
+    columns = list(rows[0])
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    lines += ["| " + " | ".join(str(row.get(column, "")) for column in columns) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
