@@ -1,7 +1,7 @@
 """Configs: frozen typed classes (chz), presets written in Python, `a.b=c` overrides, YAML dumps.
 
-A config class describes one part and has a `build` method. A field made by `choice(kind)` holds any registered part of
-that kind and is set by its name:
+A config class describes one part and has a `build` method. A field made by `choice(kind)` holds
+any registered part of that kind and is set by its name:
 
     tokenizer=pixels tokenizer.patch=4
 
@@ -20,7 +20,13 @@ from typing import Any, TypeVar
 import chz
 import chz.factories
 import yaml
-from chz.blueprint import Castable, ConstructionException, ExtraneousBlueprintArg, InvalidBlueprintArg
+from chz.blueprint import (
+    Castable,
+    ConstructionException,
+    ExtraneousBlueprintArg,
+    InvalidBlueprintArg,
+)
+from chz.tiepin import CastError
 
 from nanogen import registry
 from nanogen.errors import ConfigError
@@ -35,7 +41,9 @@ T = TypeVar("T")
 
 
 class Choice(chz.factories.MetaFactory):
-    """Looks a part up by its registered name; nothing else can be named (no import path, no expression)."""
+    """Looks a part up by its registered name; nothing else can be named (no import path, no
+    expression).
+    """
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -45,10 +53,13 @@ class Choice(chz.factories.MetaFactory):
         return None
 
     def from_string(self, factory: str) -> Callable[..., Any]:
-        return registry.get(self.kind, factory)
+        return self.named(factory)
+
+    def named(self, name: str) -> type:
+        return registry.get(self.kind, name)
 
     def perform_cast(self, value: str) -> Any:
-        return registry.get(self.kind, value)()
+        raise CastError(f"a {self.kind} is made of its fields")
 
 
 class Switch(chz.factories.MetaFactory):
@@ -62,12 +73,15 @@ class Switch(chz.factories.MetaFactory):
         return self.target
 
     def from_string(self, factory: str) -> Callable[..., Any]:
-        if factory not in ("on", "off"):
-            raise ConfigError(f"{factory!r}: choose on or off")
-        return self.target if factory == "on" else lambda: None
+        return self.named(factory) or (lambda: None)
+
+    def named(self, name: str) -> type | None:
+        if name not in ("on", "off"):
+            raise ConfigError(f"{name!r}: choose on or off")
+        return self.target if name == "on" else None
 
     def perform_cast(self, value: str) -> Any:
-        return self.from_string(value)()
+        raise CastError("a term is made of its fields")
 
 
 def choice(kind: str) -> Any:
@@ -108,24 +122,73 @@ def make(target: type[T], flat: Mapping[str, Any]) -> T:
 
 
 def override(config: T, arguments: Iterable[str]) -> T:
-    """A config with `a.b=c` arguments applied on top. A part that is chosen anew starts from its own defaults."""
-    values: dict[str, Castable] = {}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals or not re.fullmatch(r"\w+(\.[\w-]+)*", key):
-            raise ConfigError(f"{argument!r} is not an override; write field=value, for example seed=1")
-        values[key] = Castable(value)
-    base = flatten(config)
-    chosen = [key for key in values if isinstance(base.get(key), type)]
-    for key in chosen:
-        base = {path: value for path, value in base.items() if not path.startswith(f"{key}.")}
-        del base[key]
-    return _made(_blueprint(type(config), base).apply(values, layer_name="command line"))
+    """A config with `a.b=c` arguments applied on top.
+
+    A part that is chosen anew starts from its own defaults; a field of a part that is off turns it on.
+    """
+    target, flat = type(config), flatten(config)
+    given = dict(_split(argument) for argument in arguments)
+    # A part comes before its own fields, wherever it stands in the line.
+    for path in sorted(given, key=lambda path: path.count(".")):
+        for part in _parts_above(path, flat):
+            switch = _field(target, part, flat)
+            if flat[part] is None and part not in given and isinstance(switch.meta_factory, Switch):
+                flat[part] = switch.meta_factory.target
+        field = _field(target, path, flat)
+        if field is not None and isinstance(field.meta_factory, Choice | Switch):
+            flat = {known: v for known, v in flat.items() if not f"{known}.".startswith(f"{path}.")}
+            flat[path] = field.meta_factory.named(given[path])
+        else:
+            # A path without a field goes on as it is: chz knows what was meant.
+            flat[path] = given[path] if field is None else _cast(path, given[path], field.x_type)
+    return make(target, flat)
+
+
+def _split(argument: str) -> tuple[str, str]:
+    path, equals, value = argument.partition("=")
+    if not equals or not re.fullmatch(r"\w+(\.[\w-]+)*", path):
+        raise ConfigError(f"{argument!r} is not an override; write field=value, for example seed=1")
+    return path, value
+
+
+def _parts_above(path: str, flat: Flat) -> list[str]:
+    names = path.split(".")
+    above = [".".join(names[:count]) for count in range(1, len(names))]
+    return [part for part in above if part in flat]
+
+
+def _field(target: Any, path: str, flat: Flat) -> Any:
+    """The chz field at a path, None where there is none; `flat` says which parts are chosen."""
+    names, field = path.split("."), None
+    for depth, name in enumerate(names, start=1):
+        field = target.__chz_fields__.get(name) if chz.is_chz(target) else None
+        if field is None:
+            return None
+        target = flat.get(".".join(names[:depth])) or field.x_type
+    return field
+
+
+def _cast(path: str, text: str, kind: Any) -> Any:
+    """The value of type `kind` that a text stands for."""
+    if chz.is_chz(kind):
+        first = next(iter(kind.__chz_fields__), "field")
+        raise ConfigError(f"{path} is a group of fields; set one of them, such as {path}.{first}")
+    # A class of this one field, without a factory: with one, chz takes import paths and code too.
+    field = {"__annotations__": {"value": kind}, "value": chz.field(meta_factory=None)}
+    probe = chz.chz(type("Value", (), field))
+    try:
+        return chz.Blueprint(probe).apply({"value": Castable(text)}).make().value
+    except InvalidBlueprintArg as error:
+        reason = str(error).splitlines()[0].rstrip(":")
+        raise ConfigError(f"{path}={text} does not fit: {reason[0].lower()}{reason[1:]}") from error
 
 
 def _blueprint(target: type[T], flat: Mapping[str, Any]) -> chz.Blueprint[T]:
     # A part goes in by name: chz would take a bare class for the value itself.
-    values = {path: Castable(_switch_name(value)) if isinstance(value, type) else value for path, value in flat.items()}
+    values = {
+        path: Castable(_switch_name(value)) if isinstance(value, type) else value
+        for path, value in flat.items()
+    }
     return chz.Blueprint(target).apply(values)
 
 
@@ -137,7 +200,13 @@ def _switch_name(part: type) -> str:
 def _made(blueprint: chz.Blueprint[T]) -> T:
     try:
         return blueprint.make()
-    except (ExtraneousBlueprintArg, InvalidBlueprintArg, ConstructionException, TypeError, ValueError) as error:
+    except (
+        ExtraneousBlueprintArg,
+        InvalidBlueprintArg,
+        ConstructionException,
+        TypeError,
+        ValueError,
+    ) as error:
         raise ConfigError(_one_line(str(error))) from error
 
 
@@ -145,7 +214,11 @@ def _one_line(message: str) -> str:
     """chz explains over several lines; keep the first and its suggestion."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     first = re.sub(r"^Extraneous argument ('.*?') to Blueprint.*$", r"unknown field \1", lines[0])
-    first = re.sub(r"^Could not interpret argument (.*) provided for param '(.*?)'.*$", r"\2=\1 does not fit", first)
+    first = re.sub(
+        r"^Could not interpret argument (.*) provided for param '(.*?)'.*$",
+        r"\2=\1 does not fit",
+        first,
+    )
     keep = [line for line in lines[1:] if line.startswith(("Did you mean", "Could not cast"))]
     return "; ".join([first, *keep[:1]])
 
@@ -166,7 +239,9 @@ def dump(config: object) -> dict[str, Any]:
 
 
 def write(config: object, file: Path) -> None:
-    file.write_text(yaml.safe_dump(dump(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    file.write_text(
+        yaml.safe_dump(dump(config), sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
 
 
 def read(target: type[T], file: Path) -> T:
@@ -196,7 +271,11 @@ def _leaves(target: type, tree: Mapping[str, Any], prefix: str) -> Iterable[tupl
             if isinstance(factory, Choice | Switch):
                 if TYPE not in value:
                     raise ConfigError(f"{prefix}{name}: says no {TYPE}")
-                inner = factory.target if isinstance(factory, Switch) else registry.get(factory.kind, value[TYPE])
+                inner = (
+                    factory.target
+                    if isinstance(factory, Switch)
+                    else registry.get(factory.kind, value[TYPE])
+                )
                 yield f"{prefix}{name}", inner
             else:
                 inner = factory.unspecified_factory()
@@ -207,7 +286,8 @@ def _leaves(target: type, tree: Mapping[str, Any], prefix: str) -> Iterable[tupl
 
 
 def differences(a: object, b: object) -> list[tuple[str, Any, Any]]:
-    """(path, value in a, value in b) of every field that differs; a field that one lacks stands as None there.
+    """(path, value in a, value in b) of every field that differs; a field that one lacks stands as
+    None there.
 
     Where two parts differ in kind, only that is listed: their own fields say different things.
     """
@@ -228,7 +308,10 @@ def differences(a: object, b: object) -> list[tuple[str, Any, Any]]:
 
 
 def _named(flat: Flat) -> Flat:
-    return {path: registry.entry_of(value).name if isinstance(value, type) else value for path, value in flat.items()}
+    return {
+        path: registry.entry_of(value).name if isinstance(value, type) else value
+        for path, value in flat.items()
+    }
 
 
 def digest(config: object) -> str:

@@ -1,6 +1,8 @@
-"""Processes: who am I, sums across processes, one decision for all. With one process every call is free.
+"""Processes: who am I, sums across processes, one decision for all. With one process every call is
+free.
 
-Launched by torchrun, `start` joins the group; nothing else in the package reads the launcher's variables.
+Launched by torchrun, `start` joins the group; nothing else in the package reads the launcher's
+variables.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from torch import Tensor
 @contextmanager
 def processes(device: torch.device) -> Iterator[None]:
     """Join the group that torchrun made, if there is one, and leave it at the end."""
-    joined = "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1 and not td.is_initialized()
+    joined = (
+        "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1 and not td.is_initialized()
+    )
     if joined:
         td.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
@@ -41,7 +45,9 @@ def local_rank() -> int:
 
 
 def sum_across(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The sum of each named tensor over all processes, in one reduction per tensor, names in sorted order."""
+    """The sum of each named tensor over all processes, in one reduction per tensor, names in
+    sorted order.
+    """
     total = {name: tensors[name].clone() for name in sorted(tensors)}
     if world() > 1:
         for tensor in total.values():

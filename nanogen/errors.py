@@ -1,6 +1,7 @@
 """Errors that a user can act on. The command line prints one line for each and exits with status 2.
 
-Everything else that is raised is a defect of ours or of the machine: status 1, with a traceback.
+A RunFailed ends in one line and status 1. Everything else that is raised is a defect of ours: status 1, with a
+traceback.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something the user can fix. The message says what is wrong, where, and the fix, in one line."""
+    """Something the user can fix. The message says what is wrong, where, and the fix, in one
+    line.
+    """
 
 
 class ConfigError(UserError):
@@ -27,6 +30,10 @@ class CheckpointError(UserError):
 
 class MetricError(UserError):
     """A metric that cannot be computed from what it was given."""
+
+
+class RunFailed(Exception):
+    """A run that came to nothing for a reason that is no defect: one line, status 1."""
 
 
 class MissingExtra(UserError):

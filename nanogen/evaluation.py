@@ -45,7 +45,9 @@ def hooks(parts: Parts, folder: Path) -> Hooks:
 
 
 def save_grid(parts: Parts, target: Path) -> None:
-    """A fixed set of samples as one picture: the same seeds at every moment, so that pictures can be compared."""
+    """A fixed set of samples as one picture: the same seeds at every moment, so that pictures can
+    be compared.
+    """
     if dist.rank() == 0:
         request = parts.task.request(0, GRID)
         images = torch.cat([images.cpu() for _, images in parts.sampler().stream(request)])
@@ -55,27 +57,39 @@ def save_grid(parts: Parts, target: Path) -> None:
     dist.barrier()
 
 
-def of_run(folder: Path, metrics: tuple[str, ...], weights: str, overrides: list[str], out: Path | None) -> list[Record]:
-    """Measure the newest checkpoint of a run folder, with its own metrics unless others are named."""
+def of_run(
+    folder: Path, metrics: tuple[str, ...], weights: str, overrides: list[str], out: Path | None
+) -> list[Record]:
+    """Measure the newest checkpoint of a run folder, with its own metrics unless others are
+    named.
+    """
     opened = open_run(folder, weights, overrides)
     run = opened.parts.run
     if metrics:
         changed = chz.replace(run, evaluation=chz.replace(run.evaluation, metrics=metrics))
         opened = replace(opened, parts=replace(opened.parts, run=changed))
     elif not run.evaluation.metrics:
-        raise ConfigError(f"{folder} names no metrics; give some with --metrics (see nanogen ls metrics)")
+        raise ConfigError(
+            f"{folder} names no metrics; give some with --metrics (see nanogen ls metrics)"
+        )
     return write(evaluate(opened), out or folder / "records")
 
 
 def evaluate(opened: Opened) -> list[Record]:
-    """Draw the samples of a run's evaluation and measure them; on every process, the same records on each."""
+    """Draw the samples of a run's evaluation and measure them; on every process, the same records
+    on each.
+    """
     parts, run = opened.parts, opened.parts.run
     started = time.monotonic()
     context = Context(parts.task.source, parts.device)
-    metrics = harness.choose(run.evaluation.metrics, parts.task.kind, run.evaluation.samples, context)
+    metrics = harness.choose(
+        run.evaluation.metrics, parts.task.kind, run.evaluation.samples, context
+    )
     if not metrics:
         return []
-    scores = harness.measure(metrics, harness.drawn(parts.sampler(), parts.task, run.evaluation.samples), context)
+    scores = harness.measure(
+        metrics, harness.drawn(parts.sampler(), parts.task, run.evaluation.samples), context
+    )
     seconds = round(time.monotonic() - started, 3)
     guidance = run.sampling.guidance
     return [
@@ -125,7 +139,8 @@ def write(records: list[Record], folder: Path) -> list[Record]:
 def of_images(folder: Path, metrics: Sequence[str], reference: str, out: Path) -> list[Record]:
     """Measure a folder of images against the data of a preset.
 
-    Captions or classes come from the `samples.json` that `nanogen sample` writes, where there is one.
+    Captions or classes come from the `samples.json` that `nanogen sample` writes, where there is
+    one.
     """
     run = recipes.preset(reference)
     task: Task = run.task.build(run.seed)
@@ -161,7 +176,9 @@ def image_files(folder: Path) -> list[Path]:
     """The images of a folder, by name; the grid that `nanogen sample` adds is left out."""
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder of images")
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGES and p.name != "grid.png")
+    files = sorted(
+        p for p in folder.iterdir() if p.suffix.lower() in IMAGES and p.name != "grid.png"
+    )
     if not files:
         raise DataError(f"{folder} holds no images ({', '.join(IMAGES)})")
     return files
@@ -176,15 +193,21 @@ def _request_of(folder: Path, files: list[Path], task: Task) -> Request:
     except FileNotFoundError:
         return Request(indices)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder / 'samples.json'} does not describe these images: {error!r}") from None
+        raise DataError(
+            f"{folder / 'samples.json'} does not describe these images: {error!r}"
+        ) from None
     classes = task.source.classes
     if task.kind == "class_conditional" and all(text in classes for text in texts):
         return Request(indices, labels=torch.tensor([classes.index(text) for text in texts]))
     return Request(indices, texts=tuple(texts))
 
 
-def _loaded(files: list[Path], request: Request, size: int, batch: int = 100) -> Iterator[tuple[Request, Tensor]]:
+def _loaded(
+    files: list[Path], request: Request, size: int, batch: int = 100
+) -> Iterator[tuple[Request, Tensor]]:
     for start in range(0, len(files), batch):
-        images = [centre_crop(decode(file.read_bytes(), str(file)), size) for file in files[start : start + batch]]
+        images = [
+            centre_crop(decode(file.read_bytes(), str(file)), size)
+            for file in files[start : start + batch]
+        ]
         yield request.rows(start, start + batch), torch.stack(images)
-

@@ -14,7 +14,9 @@ from nanogen.errors import UserError
 
 @contextlib.contextmanager
 def whole_file(target: Path) -> Iterator[Path]:
-    """A temporary path to write to; it takes the name `target` when the block ends without an error."""
+    """A temporary path to write to; it takes the name `target` when the block ends without an
+    error.
+    """
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
     os.close(handle)
     part = Path(name)
@@ -30,7 +32,9 @@ def whole_file(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder to fill; it takes the name `target` when the block ends without an error."""
+    """A temporary folder to fill; it takes the name `target` when the block ends without an
+    error.
+    """
     part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
     try:
         yield part
@@ -62,7 +66,9 @@ def writable_folder(folder: Path) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}; choose another folder with --out") from None
+        raise UserError(
+            f"cannot write to {folder}: {error.strerror}; choose another folder with --out"
+        ) from None
     return folder
 
 

@@ -1,7 +1,7 @@
 """What is trained: the backbone, the heads of the terms, and the conditioner where it learns.
 
-One module with one forward, so that a parallel wrapper, an optimiser, an average and a checkpoint each see all of it.
-Frozen networks (text encoders, teachers, tokenizers) stay outside.
+One module with one forward, so that a parallel wrapper, an optimiser, an average and a checkpoint
+each see all of it. Frozen networks (text encoders, teachers, tokenizers) stay outside.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from nanogen.types import Batch, Condition, Conditioner
 
 
 class Model(nn.Module):
-    def __init__(self, backbone: nn.Module, objective: Objective, conditioner: Conditioner, dropout: float) -> None:
+    def __init__(
+        self, backbone: nn.Module, objective: Objective, conditioner: Conditioner, dropout: float
+    ) -> None:
         """`dropout`: share of samples whose condition is replaced by the null condition."""
         super().__init__()
         self.backbone = backbone
@@ -34,10 +36,18 @@ class Model(nn.Module):
     @property
     def leaves(self) -> Mapping[str, int]:
         """Widths of the leaves that terms add to the state."""
-        return {leaf: width for term in self.objective.terms.values() for leaf, width in term.leaves.items()}
+        return {
+            leaf: width
+            for term in self.objective.terms.values()
+            for leaf, width in term.leaves.items()
+        }
 
-    def forward(self, batch: Batch, latents: Tensor, condition: Condition | None) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Losses `[B]` by name, and their weights; `condition` None means that the conditioner learns."""
+    def forward(
+        self, batch: Batch, latents: Tensor, condition: Condition | None
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Losses `[B]` by name, and their weights; `condition` None means that the conditioner
+        learns.
+        """
         device = latents.device
         if condition is None:
             condition = self.conditioner.encode(batch).to(device)

@@ -1,12 +1,14 @@
-"""Named runs. A preset is `<task>/<method>`: one table of tasks, one of methods, and what both share.
+"""Named runs. A preset is `<task>/<method>`: one table of tasks, one of methods, and what both
+share.
 
     animals/pixels-v     class-conditional on ten thousand silhouettes: a laptop's ImageNet
-    scenes/pixels-v      the same silhouettes as captioned, coloured scenes: a laptop's text-to-image
-    imagenet/jit         ImageNet-256 in pixel space, at the paper's size
-    t2i/jit              BLIP-3o at 256 px, at the paper's size
+    scenes/pixels-v      the same silhouettes as captioned, coloured scenes: a laptop's
+    text-to-image imagenet/jit         ImageNet-256 in pixel space, at the paper's size t2i/jit
+    BLIP-3o at 256 px, at the paper's size
 
-A task sets data, conditioner, metrics and guidance, and a method sets everything else; so a method moves from one task
-to the other unchanged, and `nanogen diff` of the two presets shows at most twelve lines.
+A task sets data, conditioner, metrics and guidance, and a method sets everything else; so a method
+moves from one task to the other unchanged, and `nanogen diff` of the two presets shows at most
+twelve lines.
 """
 
 from __future__ import annotations
@@ -54,6 +56,7 @@ PAPER: Values = {
 
 EPOCH = 1251 * 1024
 """images of one epoch of ImageNet in steps of 1024"""
+
 
 @dataclass(frozen=True)
 class TaskRecipe:
@@ -128,6 +131,7 @@ TASKS: dict[str, TaskRecipe] = {
     ),
 }
 PIXELS: Values = {"tokenizer": "pixels", "objective": "flow"}
+
 
 @dataclass(frozen=True)
 class MethodRecipe:
@@ -204,14 +208,26 @@ def preset(name: str) -> Run:
         raise ConfigError(f"unknown preset {name!r}; {suggest(name, names())}")
     task, _, method = name.partition("/")
     recipe = TASKS[task]
-    values = {"name": name} | recipe.shared | recipe.own | METHODS[method].values | PER_PRESET.get(name, {})
+    values = (
+        {"name": name}
+        | recipe.shared
+        | recipe.own
+        | METHODS[method].values
+        | PER_PRESET.get(name, {})
+    )
     return config.make(Run, resolved(values))
 
 
 def resolved(values: Values) -> Values:
     """Values with the names of parts replaced by the parts."""
-    kinds = {"task": "task", "task.data": "data", "tokenizer": "tokenizer", "conditioner": "conditioner"}
+    kinds = {
+        "task": "task",
+        "task.data": "data",
+        "tokenizer": "tokenizer",
+        "conditioner": "conditioner",
+    }
     kinds |= {"backbone": "backbone", "objective": "objective", "optimiser": "optimiser"}
     return {
-        path: registry.get(kinds[path], value) if path in kinds else value for path, value in values.items()
+        path: registry.get(kinds[path], value) if path in kinds else value
+        for path, value in values.items()
     }

@@ -5,8 +5,8 @@
     class MyAe:
         ...
 
-A kind is a folder of the package. `names` and `get` import every module of that folder, so a new file is
-found by itself, by the command line and by the contract tests alike.
+A kind is a folder of the package. `names` and `get` import every module of that folder, so a new
+file is found by itself, by the command line and by the contract tests alike.
 """
 
 from __future__ import annotations

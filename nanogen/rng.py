@@ -1,11 +1,12 @@
 """Counter-based randomness: every draw is a pure function of (seed, purpose, counters).
 
-Nothing here has a state, so no result depends on rank, world size, batch size, or on what was drawn before, and a
-resumed run needs no stored generator. The generator is Philox4x32-10 (Salmon et al., "Parallel random numbers:
-as easy as 1, 2, 3", SC 2011), written in integer tensor operations so that it runs on any device, and the same 32-bit
-words come out on all of them.
+Nothing here has a state, so no result depends on rank, world size, batch size, or on what was
+drawn before, and a resumed run needs no stored generator. The generator is Philox4x32-10 (Salmon
+et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), written in integer tensor
+operations so that it runs on any device, and the same 32-bit words come out on all of them.
 
-    noise = normal(seed, "noise", keys, (4, 32, 32))       # [B, 4, 32, 32]; row i depends on keys[i] only
+    noise = normal(seed, "noise", keys, (4, 32, 32))       # [B, 4, 32, 32]; row i depends on
+    keys[i] only
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _MASK = 0xFFFFFFFF
 
 
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
+def philox(
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]
+) -> tuple[Tensor, ...]:
     """Philox4x32-10: four int64 tensors of 32-bit words (broadcastable) -> four of random words."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
-        # The product of two 32-bit words wraps in int64 as two's complement; masking restores both halves.
+        # The product of two 32-bit words wraps in int64 as two's complement; masking restores both
+        # halves.
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0, c1, c2, c3 = (
             ((p1 >> 32) & _MASK) ^ c1 ^ k0,
@@ -45,7 +49,9 @@ def stream_key(seed: int, purpose: str) -> tuple[int, int]:
 
 
 def uniform(seed: int, purpose: str, keys: Tensor, count: int) -> Tensor:
-    """float32 [B, count] in (0, 1): row i is a function of (seed, purpose, keys[i]); keys int64 [B]."""
+    """float32 [B, count] in (0, 1): row i is a function of (seed, purpose, keys[i]); keys int64
+    [B].
+    """
     return _words(seed, purpose, keys, count).float().add_(0.5).mul_(2.0**-24)
 
 

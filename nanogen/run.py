@@ -1,12 +1,12 @@
 """A run is a value: everything that decides a result, and nothing else but `machine`.
 
-`build` is the only place where parts meet. It passes facts of built parts forward (the tokenizer's latent space, the
-conditioner's width) and writes nothing back into the config.
+`build` is the only place where parts meet. It passes facts of built parts forward (the tokenizer's
+latent space, the conditioner's width) and writes nothing back into the config.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import chz
@@ -32,9 +32,13 @@ class Train:
     images: int = chz.field(default=102_400_000, doc="images to train on")
     batch: int = chz.field(default=1024, doc="images of one optimiser step, over all processes")
     clip: float = chz.field(default=1.0, doc="largest gradient norm")
-    ema: float = chz.field(default=0.9995, doc="decay of the averaged weights for each optimiser step")
+    ema: float = chz.field(
+        default=0.9995, doc="decay of the averaged weights for each optimiser step"
+    )
     condition_dropout: float = 0.1
-    precision: Literal["fp32", "bf16"] = chz.field(default="fp32", doc="bf16: autocast of the loss; weights stay fp32")
+    precision: Literal["fp32", "bf16"] = chz.field(
+        default="fp32", doc="bf16: autocast of the loss; weights stay fp32"
+    )
     log_every: int = 102_400
     save_every: int = 5_120_000
     keep: int = chz.field(default=2, doc="newest checkpoints to keep")
@@ -52,7 +56,8 @@ class Train:
             raise ConfigError(f"train.clip={self.clip}: must be above 0")
         if self.images < self.batch:
             raise ConfigError(
-                f"train.images={self.images} is less than one step of train.batch={self.batch}; raise one or lower the other"
+                f"train.images={self.images} is less than one step of train.batch={self.batch}; "
+                "raise one or lower the other"
             )
         if self.precision not in ("fp32", "bf16"):
             raise ConfigError(f"train.precision={self.precision!r}: choose fp32 or bf16")
@@ -62,7 +67,9 @@ class Train:
 class Evaluation:
     metrics: tuple[str, ...] = ()
     samples: int = 50_000
-    every: int = chz.field(default=0, doc="images between evaluations during training; 0: only at the end")
+    every: int = chz.field(
+        default=0, doc="images between evaluations during training; 0: only at the end"
+    )
 
 
 @chz.chz
@@ -71,7 +78,9 @@ class Machine:
 
     device: str = chz.field(default="auto", doc="cpu, cuda, or auto: cuda where there is one")
     threads: int = chz.field(default=1, doc="CPU threads of a process")
-    micro_batch: int | None = chz.field(default=None, doc="most images at once on a process; None: no limit")
+    micro_batch: int | None = chz.field(
+        default=None, doc="most images at once on a process; None: no limit"
+    )
     workers: int = chz.field(default=0, doc="processes that read data ahead")
     compile: bool = False
 
@@ -107,7 +116,9 @@ class Parts:
     device: torch.device
 
     def sampler(self, sampling: Sampling | None = None) -> Sampler:
-        """A sampler of the model's present weights, with the run's own settings unless others are given."""
+        """A sampler of the model's present weights, with the run's own settings unless others are
+        given.
+        """
         return Sampler(
             self.model.backbone,  # type: ignore[arg-type]
             self.model.objective,
@@ -171,7 +182,9 @@ def check(run: Run) -> None:
     if run.machine.threads < 1 or run.machine.workers < 0:
         raise ConfigError("machine.threads must be at least 1 and machine.workers at least 0")
     if run.evaluation.every and not run.evaluation.metrics:
-        raise ConfigError("evaluation.every has no effect without evaluation.metrics; name some or set it to 0")
+        raise ConfigError(
+            "evaluation.every has no effect without evaluation.metrics; name some or set it to 0"
+        )
     run.schedule.check(train.images)
 
 
@@ -181,7 +194,9 @@ def pick_device(name: str) -> torch.device:
     if name not in ("cpu", "cuda"):
         raise ConfigError(f"machine.device={name!r}; {suggest(name, ('auto', 'cpu', 'cuda'))}")
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("machine.device=cuda, but torch sees no CUDA device; use machine.device=cpu or auto")
+        raise ConfigError(
+            "machine.device=cuda, but torch sees no CUDA device; use machine.device=cpu or auto"
+        )
     return torch.device(name)
 
 

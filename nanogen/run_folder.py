@@ -30,7 +30,9 @@ def prepare(run: Run, folder: Path, fresh: bool) -> Path:
         if known.exists():
             refuse_other(run, config.read(Run, known), folder)
         elif any((folder / "checkpoints").glob("[0-9]*")):
-            raise CheckpointError(f"{folder} holds checkpoints but no {CONFIG}; choose another --out")
+            raise CheckpointError(
+                f"{folder} holds checkpoints but no {CONFIG}; choose another --out"
+            )
         with whole_file(known) as part:
             config.write(run, part)
         remove_parts(folder)
@@ -53,7 +55,8 @@ def refuse_other(run: Run, known: Run, folder: Path) -> None:
         listed = ", ".join(f"{path}: {old} there, {new} here" for path, old, new in rows[:3])
         more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
         raise CheckpointError(
-            f"{folder} holds another run ({listed}{more}); choose another --out, or --fresh to start over"
+            f"{folder} holds another run ({listed}{more}); "
+            "choose another --out, or --fresh to start over"
         )
 
 
@@ -69,11 +72,15 @@ class Opened:
 
 
 def open_run(folder: Path, weights: str = "ema", overrides: list[str] | None = None) -> Opened:
-    """The newest checkpoint of a run folder. Everything else is read from its `run.yaml`, save what is overridden."""
+    """The newest checkpoint of a run folder. Everything else is read from its `run.yaml`, save
+    what is overridden.
+    """
     if weights not in WEIGHTS:
         raise ConfigError(f"--weights {weights!r}: choose ema or raw")
     if not (folder / CONFIG).exists():
-        raise CheckpointError(f"{folder} is not a run folder: it has no {CONFIG}; train one with nanogen train")
+        raise CheckpointError(
+            f"{folder} is not a run folder: it has no {CONFIG}; train one with nanogen train"
+        )
     run = config.read(Run, folder / CONFIG)
     if overrides:
         run = config.override(run, overrides)
@@ -93,7 +100,9 @@ def describe(parts: Parts, folder: Path) -> str:
     split = f" = {pieces[0]} processes" if pieces[0] > 1 else ""
     micro = f", at most {pieces[1]} at once" if pieces[1] else ""
     return (
-        f"{run.name}: {parameter_count(parts.model):,} parameters, {latent.channels}x{latent.height}x{latent.width} "
-        f"in {latent.tokens} tokens; {run.train.images:,} images in batches of {run.train.batch}{split}{micro}; "
+        f"{run.name}: {parameter_count(parts.model):,} parameters, "
+        f"{latent.channels}x{latent.height}x{latent.width} "
+        f"in {latent.tokens} tokens; {run.train.images:,} images "
+        f"in batches of {run.train.batch}{split}{micro}; "
         f"{run.train.precision} on {parts.device.type}; {folder}"
     )

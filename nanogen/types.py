@@ -2,10 +2,11 @@
 
 Shape legend, used in every module:
 
-    B batch   C latent channels   h w latent grid   H W pixels   N image tokens   L text tokens   D width
+    B batch   C latent channels   h w latent grid   H W pixels   N image tokens   L text tokens   D
+    width
 
-Images are float in [0, 1], `[B, 3, H, W]`, everywhere inside. They become uint8 `[B, 3, H, W]` only at the
-door of a metric or of a file, through `to_uint8`.
+Images are float in [0, 1], `[B, 3, H, W]`, everywhere inside. They become uint8 `[B, 3, H, W]`
+only at the door of a metric or of a file, through `to_uint8`.
 
 Time t is in [0, 1]: t = 0 is data, t = 1 is noise.
 """
@@ -33,7 +34,9 @@ class Batch:
     images: Tensor
     """float [B, 3, H, W] in [0, 1]"""
     keys: Tensor
-    """int64 [B]: the position of each sample in the stream; all randomness of a sample follows from it"""
+    """int64 [B]: the position of each sample in the stream; all randomness of a sample follows
+    from it
+    """
     labels: Tensor | None = None
     """int64 [B]"""
     texts: tuple[str, ...] | None = None
@@ -82,7 +85,9 @@ class LabelCondition:
 
 @dataclass(frozen=True)
 class TextCondition:
-    """Token features of captions. A null caption has no real token: its mask is all False, L may be 0."""
+    """Token features of captions. A null caption has no real token: its mask is all False, L may
+    be 0.
+    """
 
     features: Tensor
     """float [B, L, D]; zero where the mask is False"""
@@ -93,7 +98,9 @@ class TextCondition:
         return len(self.features)
 
     def where(self, keep: Tensor, other: TextCondition) -> TextCondition:
-        """Rows of self where `keep` (bool [B]) holds, of `other` elsewhere: tokens and mask together."""
+        """Rows of self where `keep` (bool [B]) holds, of `other` elsewhere: tokens and mask
+        together.
+        """
         length = max(self.features.shape[1], other.features.shape[1])
         mine, theirs = self._padded(length), other._padded(length)
         return TextCondition(
@@ -122,7 +129,9 @@ Condition: TypeAlias = LabelCondition | TextCondition
 
 @dataclass(frozen=True)
 class ConditionSpec:
-    """What a backbone must know of its condition: `classes` for labels, or `width` for text features."""
+    """What a backbone must know of its condition: `classes` for labels, or `width` for text
+    features.
+    """
 
     classes: int | None = None
     width: int | None = None
@@ -132,7 +141,9 @@ class ConditionSpec:
 
 @dataclass(frozen=True)
 class LatentSpec:
-    """The space that is diffused: C channels on an h x w grid, cut into patches of `patch` x `patch`."""
+    """The space that is diffused: C channels on an h x w grid, cut into patches of `patch` x
+    `patch`.
+    """
 
     channels: int
     height: int
@@ -160,7 +171,9 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Losses:
-    """Named losses of one batch, `[B]` each and unweighted, with the weight of each in the total."""
+    """Named losses of one batch, `[B]` each and unweighted, with the weight of each in the
+    total.
+    """
 
     parts: Mapping[str, Tensor]
     weights: Mapping[str, float]

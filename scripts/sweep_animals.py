@@ -3,8 +3,9 @@
     python scripts/sweep_animals.py animals --seconds 150 --out runs/sweep
     python scripts/sweep_animals.py scenes --seconds 150 --out runs/sweep
 
-Each variant first measures its own speed for a few steps, then trains as many images as fit into the CPU seconds. Prints a
-Markdown table, and appends a line of JSON for each variant to `<out>/<task>.jsonl`; variants found there are not run again.
+Each variant first measures its own speed for a few steps, then trains as many images as fit into
+the CPU seconds. Prints a Markdown table, and appends a line of JSON for each variant to
+`<out>/<task>.jsonl`; variants found there are not run again.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ VARIANTS = [
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("task", choices=("animals", "scenes"))
-    parser.add_argument("--seconds", type=float, default=150.0, help="CPU seconds of training for each variant")
+    parser.add_argument(
+        "--seconds", type=float, default=150.0, help="CPU seconds of training for each variant"
+    )
     parser.add_argument("--samples", type=int, default=300)
     parser.add_argument("--out", type=Path, default=Path("runs/sweep"))
     arguments = parser.parse_args()
@@ -77,18 +80,27 @@ def trial(run: Run, seconds: float, samples: int) -> dict[str, float]:
     run = chz.replace(
         run,
         schedule=chz.replace(run.schedule, warmup=images // 20),
-        train=chz.replace(run.train, images=images, log_every=images // 10, save_every=images, sample_every=0),
+        train=chz.replace(
+            run.train, images=images, log_every=images // 10, save_every=images, sample_every=0
+        ),
         evaluation=chz.replace(run.evaluation, samples=samples),
     )
     parts = build(run)
     records = []
     folder = Path(f"runs/sweep/cells/{config.digest(run)}")
     folder.mkdir(parents=True, exist_ok=True)
-    hooks = Hooks(evaluate=lambda seen: records.extend(evaluation.evaluate(Opened(parts, seen, "ema"))))
+    hooks = Hooks(
+        evaluate=lambda seen: records.extend(evaluation.evaluate(Opened(parts, seen, "ema")))
+    )
     train(parts, folder, hooks)
     scores = {record.metric: round(record.value, 4) for record in records}
     loss = read(folder / "log.jsonl")[-1]["flow"]
-    return {"steps": images // run.train.batch, "images_per_cpu_second": round(speed, 1), "loss": round(loss, 4), **scores}
+    return {
+        "steps": images // run.train.batch,
+        "images_per_cpu_second": round(speed, 1),
+        "loss": round(loss, 4),
+        **scores,
+    }
 
 
 def images_per_cpu_second(run: Run) -> float:
@@ -106,7 +118,9 @@ def images_per_cpu_second(run: Run) -> float:
 def table(rows: list[dict[str, float]]) -> str:
     columns = list(rows[0])
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    lines += ["| " + " | ".join(str(row.get(column, "")) for column in columns) + " |" for row in rows]
+    lines += [
+        "| " + " | ".join(str(row.get(column, "")) for column in columns) + " |" for row in rows
+    ]
     return "\n".join(lines)
 
 

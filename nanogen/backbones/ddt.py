@@ -1,7 +1,8 @@
-"""DDT, the decoupled diffusion transformer (arXiv 2504.05741), as NanoGen uses it (arXiv 2606.24888).
+"""DDT, the decoupled diffusion transformer (arXiv 2504.05741), as NanoGen uses it (arXiv
+2606.24888).
 
-* The encoder reads image tokens with the condition in context: four time tokens, then eight class tokens or the text.
-  It has no AdaLN; every token attends to every real token.
+* The encoder reads image tokens with the condition in context: four time tokens, then eight class
+  tokens or the text. It has no AdaLN; every token attends to every real token.
 * Its image tokens, with the time added, modulate a short and wide decoder token by token.
 * The decoder embeds the noisy input again and returns the prediction, exactly 0 at initialisation.
 
@@ -16,8 +17,8 @@ from collections.abc import Iterable, Mapping
 
 import chz
 import torch
-from torch import Tensor, nn
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from nanogen.backbones.layers import (
     Attention,
@@ -38,7 +39,9 @@ from nanogen.types import Condition, ConditionSpec, LatentSpec, Prediction, Stat
 @register("backbone", "ddt", summary="decoupled diffusion transformer with in-context conditions")
 @chz.chz
 class DdtConfig:
-    """Defaults are the paper's size: 28 encoder blocks of width 1152, 2 decoder blocks of width 2048."""
+    """Defaults are the paper's size: 28 encoder blocks of width 1152, 2 decoder blocks of width
+    2048.
+    """
 
     depth: int = chz.field(default=28, doc="encoder blocks")
     width: int = chz.field(default=1152, doc="encoder width D")
@@ -55,7 +58,11 @@ class DdtConfig:
 
 class Ddt(nn.Module):
     def __init__(
-        self, config: DdtConfig, latent: LatentSpec, condition: ConditionSpec, leaves: Mapping[str, int]
+        self,
+        config: DdtConfig,
+        latent: LatentSpec,
+        condition: ConditionSpec,
+        leaves: Mapping[str, int],
     ) -> None:
         super().__init__()
         _check(config, latent, leaves)
@@ -73,7 +80,8 @@ class Ddt(nn.Module):
         self.s_projector = nn.Linear(width, wide) if width != wide else nn.Identity()
         encoder = [EncoderBlock(width, config.heads, config.mlp_ratio) for _ in range(config.depth)]
         decoder = [
-            DecoderBlock(wide, config.decoder_heads, config.mlp_ratio) for _ in range(config.decoder_depth)
+            DecoderBlock(wide, config.decoder_heads, config.mlp_ratio)
+            for _ in range(config.decoder_depth)
         ]
         self.blocks = nn.ModuleList([*encoder, *decoder])
         for leaf, size in self.leaves.items():
@@ -89,7 +97,9 @@ class Ddt(nn.Module):
     def forward(
         self, state: State, t: Tensor, condition: Condition, *, want: Iterable[str] = ()
     ) -> Prediction:
-        """Noisy state, t `[B]`, condition -> prediction with the leaves of `state`, and wanted features."""
+        """Noisy state, t `[B]`, condition -> prediction with the leaves of `state`, and wanted
+        features.
+        """
         wanted = _block_numbers(want, self.depth)
         base, time_tokens = self.t_embedder(t)
         context, mask = self.ctx_embedder(condition)
@@ -112,7 +122,9 @@ class Ddt(nn.Module):
 
     def _with_leaves(self, tokens: Tensor, state: State, side: str) -> Tensor:
         extra = [
-            getattr(self, f"{leaf}_in_norm_{side}")(getattr(self, f"{leaf}_in_proj_{side}")(state[leaf]))[:, None]
+            getattr(self, f"{leaf}_in_norm_{side}")(
+                getattr(self, f"{leaf}_in_proj_{side}")(state[leaf])
+            )[:, None]
             for leaf in self.leaves
         ]
         return torch.cat([*extra, tokens], dim=1) if extra else tokens
@@ -120,7 +132,9 @@ class Ddt(nn.Module):
     def _unpatchify(self, tokens: Tensor) -> Tensor:
         """[B, N, p p C], channel fastest, -> [B, C, h, w]."""
         p, rows = self.latent.patch, self.latent.height // self.latent.patch
-        grid = tokens.unflatten(2, (p, p, -1)).unflatten(1, (rows, -1))  # [B, rows, columns, p, p, C]
+        grid = tokens.unflatten(2, (p, p, -1)).unflatten(
+            1, (rows, -1)
+        )  # [B, rows, columns, p, p, C]
         return grid.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
@@ -140,7 +154,9 @@ class EncoderBlock(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """Attention and SwiGLU, modulated token by token by the encoder (adaptive norm, zero gates at the start)."""
+    """Attention and SwiGLU, modulated token by token by the encoder (adaptive norm, zero gates at
+    the start).
+    """
 
     def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
         super().__init__()
@@ -157,7 +173,9 @@ class DecoderBlock(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Modulated norm, then one linear head for the image tokens and one for each extra leaf; all zero at the start."""
+    """Modulated norm, then one linear head for the image tokens and one for each extra leaf; all
+    zero at the start.
+    """
 
     def __init__(self, width: int, outputs: int, leaves: Mapping[str, int]) -> None:
         super().__init__()
@@ -187,7 +205,9 @@ def _block_numbers(want: Iterable[str], depth: int) -> set[int]:
     allowed = {f"block{i}": i for i in range(1, depth + 1)}
     unknown = [name for name in want if name not in allowed]
     if unknown:
-        raise ConfigError(f"this backbone has no feature {unknown[0]!r}; it has block1 to block{depth}")
+        raise ConfigError(
+            f"this backbone has no feature {unknown[0]!r}; it has block1 to block{depth}"
+        )
     return {allowed[name] for name in want}
 
 
@@ -197,7 +217,10 @@ def _check(config: DdtConfig, latent: LatentSpec, leaves: Mapping[str, int]) -> 
         ("backbone.decoder_heads", config.decoder_width, config.decoder_heads),
     ):
         if width % heads or (width // heads) % 4:
-            raise ConfigError(f"{name}={heads}: width {width} / heads must be a multiple of 4 (2-D rotary positions)")
+            raise ConfigError(
+                f"{name}={heads}: width {width} / heads must be a multiple of 4 "
+                "(2-D rotary positions)"
+            )
     if latent.height % latent.patch or latent.width % latent.patch:
         raise ConfigError(
             f"patch {latent.patch} does not divide the latent grid {latent.height}x{latent.width}; "

@@ -1,4 +1,5 @@
-"""Layers of the transformers: RMSNorm, rotary positions, attention, SwiGLU, embeddings of time, label and text.
+"""Layers of the transformers: RMSNorm, rotary positions, attention, SwiGLU, embeddings of time,
+label and text.
 
 Parameter names follow the checkpoints of diffusion-bench, so that those load without a map.
 """
@@ -19,7 +20,9 @@ FREQUENCIES = 256
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) with a learned gain and eps 1e-6; statistics in float32, cast back before the gain."""
+    """x / rms(x) with a learned gain and eps 1e-6; statistics in float32, cast back before the
+    gain.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -45,28 +48,34 @@ class SwiGLU(nn.Module):
 
 
 class Rotary(nn.Module):
-    """2-D rotary positions (RoPE): half of each head turns with the row of a token, half with its column.
+    """2-D rotary positions (RoPE): half of each head turns with the row of a token, half with its
+    column.
 
-    Adjacent pairs turn together, at frequencies 10000^(-2j/d) with d = head_width / 2. Only image tokens turn:
-    tokens before (`before`) and after them have angle 0.
+    Adjacent pairs turn together, at frequencies 10000^(-2j/d) with d = head_width / 2. Only image
+    tokens turn: tokens before (`before`) and after them have angle 0.
     """
 
     def __init__(self, rows: int, columns: int, head_width: int, before: int = 0) -> None:
         super().__init__()
         if head_width % 4:
-            raise ValueError(f"2-D rotary positions need a head width that 4 divides, not {head_width}")
+            raise ValueError(
+                f"2-D rotary positions need a head width that 4 divides, not {head_width}"
+            )
         axis = head_width // 2
         frequency = 10000.0 ** (-torch.arange(0, axis, 2, dtype=torch.float64) / axis)
         row = torch.arange(rows, dtype=torch.float64).repeat_interleave(columns)
         column = torch.arange(columns, dtype=torch.float64).repeat(rows)
         angle = torch.cat([row[:, None] * frequency, column[:, None] * frequency], dim=1)
         angle = torch.cat([angle.new_zeros(before, axis), angle])
-        # Real and imaginary part side by side: [before + N, head_width / 2, 2], kept out of checkpoints.
+        # Real and imaginary part side by side: [before + N, head_width / 2, 2], kept out of
+        # checkpoints.
         turn = torch.stack([angle.cos(), angle.sin()], dim=-1).float()
         self.register_buffer("turn", turn, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, heads, S, head_width] with S >= before + N; the tokens that follow the image stay as they are."""
+        """x [B, heads, S, head_width] with S >= before + N; the tokens that follow the image stay
+        as they are.
+        """
         turned, rest = x[:, :, : len(self.turn)], x[:, :, len(self.turn) :]
         pairs = turned.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2))
         turned = self._turn(pairs).flatten(-2).to(x.dtype)
@@ -75,8 +84,11 @@ class Rotary(nn.Module):
     def _turn(self, pairs: Tensor) -> Tensor:
         """[..., 2] pairs, each turned by its angle."""
         if not torch.compiler.is_compiling() and pairs.dtype == self.turn.dtype:
-            # One complex product: several times faster eagerly; a compiler fuses the plain form instead.
-            return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(self.turn))
+            # One complex product: several times faster eagerly; a compiler fuses the plain form
+            # instead.
+            return torch.view_as_real(
+                torch.view_as_complex(pairs) * torch.view_as_complex(self.turn)
+            )
         (a, b), (cosine, sine) = pairs.unbind(-1), self.turn.unbind(-1)
         return torch.stack([a * cosine - b * sine, a * sine + b * cosine], dim=-1)
 
@@ -95,9 +107,12 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(width // heads)
 
     def forward(self, x: Tensor, rotary: Rotary, visible: Tensor | None = None) -> Tensor:
-        """x [B, S, D]; `visible` bool [B, 1, 1, S] marks the keys that may be read, None means all."""
+        """x [B, S, D]; `visible` bool [B, 1, 1, S] marks the keys that may be read, None means
+        all.
+        """
         q, k, v = (
-            linear(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for linear in (self.q, self.k, self.v)
+            linear(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for linear in (self.q, self.k, self.v)
         )
         q, k = rotary(self.q_norm(q)), rotary(self.k_norm(k))
         y = F.scaled_dot_product_attention(q, k, v.to(q.dtype), attn_mask=visible)
@@ -118,13 +133,17 @@ class PatchEmbed(nn.Module):
 
 
 class TimeEmbed(nn.Module):
-    """Time in [0, 1] -> Fourier features -> base embedding [B, D], and four time tokens [B, 4, D]."""
+    """Time in [0, 1] -> Fourier features -> base embedding [B, D], and four time tokens [B, 4,
+    D].
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         # Frozen, but stored like a parameter: the frequencies are part of the trained function.
         self.W = nn.Parameter(torch.randn(FREQUENCIES), requires_grad=False)
-        self.mlp = nn.Sequential(nn.Linear(2 * FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(2 * FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width)
+        )
         self.learnable_tokens = nn.Parameter(torch.randn(TIME_TOKENS, width) / math.sqrt(width))
         for layer in (self.mlp[0], self.mlp[2]):
             nn.init.normal_(layer.weight, std=0.02)
@@ -150,7 +169,9 @@ class LabelEmbed(nn.Module):
 
 
 class TextEmbed(nn.Module):
-    """Text features -> tokens [B, L, D] and the mask [B, L], which is None when every token is real."""
+    """Text features -> tokens [B, L, D] and the mask [B, L], which is None when every token is
+    real.
+    """
 
     def __init__(self, features: int, width: int) -> None:
         super().__init__()
@@ -158,7 +179,8 @@ class TextEmbed(nn.Module):
         self.proj = nn.Linear(features, width)
 
     def forward(self, condition: TextCondition) -> tuple[Tensor, Tensor | None]:
-        # Masked features are zeroed first: a NaN there would otherwise reach real tokens as 0 * NaN.
+        # Masked features are zeroed first: a NaN there would otherwise reach real tokens as 0 *
+        # NaN.
         real = torch.where(condition.mask[..., None], condition.features, 0.0)
         tokens = self.proj(self.norm(real.to(self.proj.weight.dtype)))
         return tokens, None if bool(condition.mask.all()) else condition.mask

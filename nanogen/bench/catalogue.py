@@ -16,7 +16,10 @@ def table(title: str, kind: str) -> Table:
         return _rows(
             title,
             ("method", "what", "tasks"),
-            [(name, recipe.summary, ", ".join(recipe.tasks)) for name, recipe in recipes.METHODS.items()],
+            [
+                (name, recipe.summary, ", ".join(recipe.tasks))
+                for name, recipe in recipes.METHODS.items()
+            ],
         )
     found = [(e.name, e.summary, e.licence, e.needs or "nothing") for e in registry.entries(kind)]
     return _rows(title, (kind, "what", "licence", "needs"), found)

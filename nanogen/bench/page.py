@@ -1,7 +1,7 @@
 """The result of a benchmark folder: its tables, and its page.
 
-Everything is read from the folder (records, logs, configs), so the page can be made again at any time, and of a benchmark
-that is still running.
+Everything is read from the folder (records, logs, configs), so the page can be made again at any
+time, and of a benchmark that is still running.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 from nanogen import config
@@ -52,9 +53,15 @@ def run_folders(folder: Path) -> list[Path]:
     """The run folders inside a benchmark folder, or the folder itself if it is one."""
     if not folder.is_dir():
         raise DataError(f"{folder} does not exist; make it with nanogen bench")
-    found = [path.parent for path in sorted([folder / CONFIG, *folder.glob(f"*/{CONFIG}")]) if path.exists()]
+    found = [
+        path.parent
+        for path in sorted([folder / CONFIG, *folder.glob(f"*/{CONFIG}")])
+        if path.exists()
+    ]
     if not found:
-        raise DataError(f"{folder} holds no run; give a folder that nanogen bench or nanogen train made")
+        raise DataError(
+            f"{folder} holds no run; give a folder that nanogen bench or nanogen train made"
+        )
     return found
 
 
@@ -68,12 +75,21 @@ def result(folder: Path) -> Result:
         if task not in tables and run.evaluation.metrics:
             rows = sanity.measure(run, folder / SANITY)
             tables[task] = sanity.table(rows, f"What the metrics say of known images: {task}")
-    return Result(leaderboard(records), correlation_table(_pairings(records), "Correlation"), tuple(tables.values()))
+    return Result(
+        leaderboard(records),
+        correlation_table(_pairings(records), "Correlation"),
+        tuple(tables.values()),
+    )
 
 
 def own_records(folder: Path) -> list[Record]:
     """Records of the runs in a folder, without the sanity rows."""
-    found = [r for path in run_folders(folder) for r in record.read(path / "records") if (path / "records").exists()]
+    found = [
+        r
+        for path in run_folders(folder)
+        for r in record.read(path / "records")
+        if (path / "records").exists()
+    ]
     if not found:
         raise DataError(f"{folder} holds no records yet; train its runs to the end")
     return found
@@ -96,14 +112,16 @@ def _data(folder: Path, found: Result, command: str) -> ReportData:
         summary=_summary(records, len(paths)),
         command=command,
         commit=record.commit(),
-        hardware=f"{os.cpu_count()} cores, {platform.machine()}, torch {record.versions()['torch']}",
+        hardware=f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}",
         leaderboards=(found.leaderboard, published_leaderboard()),
         correlations=(found.correlation,),
         scatters=tuple(p for p in _pairings(records) if len(p.points) > 1),
         grids=tuple(grid for path in paths if (grid := _grid(path)) is not None),
         curves=tuple(_curves(runs)),
         sanity=found.sanity,
-        configs={run.name: (path / CONFIG).read_text(encoding="utf-8") for path, run in runs.items()},
+        configs={
+            run.name: (path / CONFIG).read_text(encoding="utf-8") for path, run in runs.items()
+        },
     )
 
 
@@ -118,7 +136,11 @@ def _pairings(records: list[Record]) -> list:
 def _summary(records: list[Record], runs: int) -> str:
     parts = []
     for task, metric in HEADLINES.items():
-        shown = {r.method: r for r in sorted(records, key=lambda r: r.seen) if (r.task, r.metric) == (task, metric)}
+        shown = {
+            r.method: r
+            for r in sorted(records, key=lambda r: r.seen)
+            if (r.task, r.metric) == (task, metric)
+        }
         if shown:
             sign = 1 if next(iter(shown.values())).higher_is_better else -1
             best = max(shown.values(), key=lambda r: sign * r.value)
@@ -134,8 +156,13 @@ def _grid(path: Path) -> Grid | None:
         request = opened.parts.task.request(0, SHOWN)
         draw.write(opened.parts, request, target, {"seen": opened.seen, "weights": opened.weights})
     rows = draw.rows(target)
-    pictures = tuple(Picture(Image.open(target / row["file"]).convert("RGB"), row["caption"]) for row in rows)
-    note = f"The first {len(rows)} of the evaluation, not chosen; {opened.seen:,} images seen, averaged weights."
+    pictures = tuple(
+        Picture(Image.open(target / row["file"]).convert("RGB"), row["caption"]) for row in rows
+    )
+    note = (
+        f"The first {len(rows)} of the evaluation, not chosen; "
+        f"{opened.seen:,} images seen, averaged weights."
+    )
     return Grid(opened.parts.run.name, pictures, note)
 
 
@@ -145,7 +172,14 @@ def _curves(runs: dict[Path, Run]) -> list[Curves]:
     for task in dict.fromkeys(run.name.partition("/")[0] for run in runs.values()):
         mine = {path: run for path, run in runs.items() if run.name.startswith(f"{task}/")}
         series = [
-            Curve(run.name, tuple((line["seen"], line["flow"]) for line in read(path / "log.jsonl") if "flow" in line))
+            Curve(
+                run.name,
+                tuple(
+                    (line["seen"], line["flow"])
+                    for line in read(path / "log.jsonl")
+                    if "flow" in line
+                ),
+            )
             for path, run in mine.items()
         ]
         panels.append(Curves(f"{task}: loss", tuple(series)))

@@ -62,7 +62,9 @@ ROWS: dict[str, Change] = {
 
 
 def measure(run: Run, folder: Path) -> list[Record]:
-    """Records of every row on the data of a run, with its metrics; rows measured before are read again."""
+    """Records of every row on the data of a run, with its metrics; rows measured before are read
+    again.
+    """
     target = folder / run.task.data.__class__.__name__.lower()
     if target.is_dir():
         known = record.read(target)
@@ -104,11 +106,18 @@ def table(records: list[Record], title: str) -> Table:
     rows = tuple(
         (
             Cell(name),
-            *(Cell(r.value, r.standard_error) if (r := found.get((name, m))) else Cell() for m in metrics),
+            *(
+                Cell(r.value, r.standard_error) if (r := found.get((name, m))) else Cell()
+                for m in metrics
+            ),
         )
         for name in ROWS
     )
-    return Table(title, (Column("images"), *(Column(m, higher_is_better=directions[m]) for m in metrics)), rows)
+    return Table(
+        title,
+        (Column("images"), *(Column(m, higher_is_better=directions[m]) for m in metrics)),
+        rows,
+    )
 
 
 def _real(task: Task, count: int, batch: int = 100) -> Iterator[Pair]:

@@ -1,9 +1,10 @@
 """The command `nanogen`.
 
-Exit status: 0 ok, 1 the run failed, 2 a user error (one line with the fix on stderr; a traceback only with --debug).
+Exit status: 0 ok, 1 the run failed, 2 a user error (one line with the fix on stderr; a traceback
+only with --debug).
 
-Each subcommand is one thin module. They import torch and the rest of the package inside their functions, so that
-`nanogen --help` answers at once.
+Each subcommand is one thin module. They import torch and the rest of the package inside their
+functions, so that `nanogen --help` answers at once.
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ def main() -> None:
     except KeyboardInterrupt as error:
         _fail("interrupted", 130, error, debug)
     except BrokenPipeError:
-        # The reader of our output has gone (`nanogen ls | head`): not an error, and nothing to flush.
+        # The reader of our output has gone (`nanogen ls | head`): not an error, and nothing to
+        # flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         if hasattr(error, "format_message"):  # what Typer raises for a wrong option or argument

@@ -12,9 +12,13 @@ from nanogen.cli.options import Json, Out
 
 def main(
     name: Annotated[str, typer.Argument(help="A benchmark: animals.")] = "animals",
-    methods: Annotated[str | None, typer.Option(help="Methods to run, such as pixels-v,pixels-x; all if left out.")] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Methods to run, such as pixels-v,pixels-x; all if left out.")
+    ] = None,
     budget: Annotated[str, typer.Option(help="smoke, quick or full.")] = "quick",
-    jobs: Annotated[int | None, typer.Option(help="Runs at the same time; one for each core if left out.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Runs at the same time; one for each core if left out.")
+    ] = None,
     out: Out = None,
     as_json: Json = False,
 ) -> None:

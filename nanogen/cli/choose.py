@@ -10,7 +10,9 @@ from nanogen.run import Run
 
 
 def chosen_run(preset: str | None, source: Path | None, overrides: list[str] | None) -> Run:
-    """The run that a command line names. With --from, the first argument may already be an override."""
+    """The run that a command line names. With --from, the first argument may already be an
+    override.
+    """
     arguments = list(overrides or [])
     if source is not None:
         if preset is not None and "=" not in preset:
@@ -18,7 +20,9 @@ def chosen_run(preset: str | None, source: Path | None, overrides: list[str] | N
         arguments = ([preset] if preset else []) + arguments
         base = config.read(Run, source)
     elif preset is None:
-        raise ConfigError("name a preset, such as animals/pixels-v, or a file with --from; see nanogen ls presets")
+        raise ConfigError(
+            "name a preset, such as animals/pixels-v, or a file with --from; see nanogen ls presets"
+        )
     else:
         base = recipes.preset(preset)
     return config.override(base, arguments) if arguments else base

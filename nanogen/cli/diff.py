@@ -20,7 +20,9 @@ def main(
     from nanogen.cli.choose import run_or_preset
     from nanogen.cli.output import show
 
-    rows = [row for row in config.differences(run_or_preset(a), run_or_preset(b)) if row[0] != "name"]
+    rows = [
+        row for row in config.differences(run_or_preset(a), run_or_preset(b)) if row[0] != "name"
+    ]
     table = Table(
         f"{len(rows)} fields differ" if rows else "nothing differs",
         (Column("field"), Column(a), Column(b)),

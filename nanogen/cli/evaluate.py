@@ -13,8 +13,12 @@ from nanogen.cli.options import Json, Out, Overrides, Weights
 def main(
     run: Annotated[Path | None, typer.Argument(help="A run folder.")] = None,
     overrides: Overrides = None,
-    images: Annotated[Path | None, typer.Option(help="A folder of images to measure instead of a run.")] = None,
-    metrics: Annotated[str | None, typer.Option(help="Names of metrics, such as fd-animals,is-animals.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="A folder of images to measure instead of a run.")
+    ] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="Names of metrics, such as fd-animals,is-animals.")
+    ] = None,
     reference: Annotated[
         str, typer.Option(help="With --images: a preset whose data the images are compared with.")
     ] = "animals/pixels-v",

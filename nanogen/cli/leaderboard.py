@@ -11,7 +11,9 @@ from nanogen.cli.options import Json
 
 
 def main(
-    folder: Annotated[Path | None, typer.Argument(help="A folder with records, at any depth.")] = None,
+    folder: Annotated[
+        Path | None, typer.Argument(help="A folder with records, at any depth.")
+    ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
     as_json: Json = False,
 ) -> None:

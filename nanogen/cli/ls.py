@@ -25,7 +25,9 @@ KINDS = {
 
 
 def main(
-    kind: Annotated[str | None, typer.Argument(help=f"One of: {', '.join(KINDS)}. All if left out.")] = None,
+    kind: Annotated[
+        str | None, typer.Argument(help=f"One of: {', '.join(KINDS)}. All if left out.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Tables of what can be named, with licence and what each needs."""

@@ -9,5 +9,7 @@ import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder to write to.")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="Fields to set, such as train.images=64000 seed=1.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Fields to set, such as train.images=64000 seed=1.")
+]
 Weights = Annotated[str, typer.Option("--weights", help="ema (averaged) or raw.")]

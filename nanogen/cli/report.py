@@ -11,7 +11,9 @@ import typer
 def main(
     folder: Annotated[Path, typer.Argument(help="A folder that `nanogen bench` made.")],
 ) -> None:
-    """Write report.html: tables, correlation, samples and curves of a benchmark folder on one page."""
+    """Write report.html: tables, correlation, samples and curves of a benchmark folder on one
+    page.
+    """
     from nanogen.bench import page
 
     print(page.write(folder))

@@ -11,12 +11,21 @@ from nanogen.cli.options import Out, Overrides
 
 
 def main(
-    preset: Annotated[str | None, typer.Argument(help="A preset, such as animals/pixels-v (see nanogen ls presets).")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Argument(help="A preset, such as animals/pixels-v (see nanogen ls presets)."),
+    ] = None,
     overrides: Overrides = None,
     out: Out = None,
-    source: Annotated[Path | None, typer.Option("--from", help="A run.yaml to train instead of a preset.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start over: remove what the folder holds of a run.")] = False,
-    max_minutes: Annotated[float | None, typer.Option(help="Save and stop after so many minutes.")] = None,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="A run.yaml to train instead of a preset.")
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start over: remove what the folder holds of a run.")
+    ] = False,
+    max_minutes: Annotated[
+        float | None, typer.Option(help="Save and stop after so many minutes.")
+    ] = None,
 ) -> None:
     """Train a preset. The same command again resumes, bit for bit."""
     from nanogen import dist, evaluation, run_folder

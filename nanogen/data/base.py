@@ -1,7 +1,7 @@
 """What a data set is: a pure function from (split, index, draw) to a sample.
 
-`draw` is the position of the sample in the training stream. All randomness of a sample (flip, composition)
-follows from it, so the stream needs no state and resumes anywhere.
+`draw` is the position of the sample in the training stream. All randomness of a sample (flip,
+composition) follows from it, so the stream needs no state and resumes anywhere.
 """
 
 from __future__ import annotations
@@ -45,5 +45,7 @@ class Source(Protocol):
         ...
 
     def prompts(self) -> tuple[str, ...]:
-        """The captions that an evaluation draws, in their fixed order; empty where there are none."""
+        """The captions that an evaluation draws, in their fixed order; empty where there are
+        none.
+        """
         ...

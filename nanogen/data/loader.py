@@ -17,8 +17,8 @@ from nanogen.types import Batch
 def batches(task: Task, seen: int, batch: int, micro: int, workers: int) -> Iterator[Batch]:
     """The endless micro-batches of this process from position `seen` on.
 
-    A step of `batch` images is cut into one run of positions for each process, and that into micro-batches of at most
-    `micro` images. Which images a step holds depends on none of these.
+    A step of `batch` images is cut into one run of positions for each process, and that into
+    micro-batches of at most `micro` images. Which images a step holds depends on none of these.
     """
     plan = _Plan(task, seen, batch, micro)
     if not workers:

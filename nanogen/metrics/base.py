@@ -1,9 +1,9 @@
 """What a metric is: sums over samples, and a function of the sums.
 
-The harness shows every metric each batch of samples once, adds `sums` over processes, and asks for the scores.
-Images are never gathered. The few metrics that need every sample (precision and recall, the splits of an
-inception score) keep `rows` of features, which the harness gathers in the order of the sample indices. So no score
-depends on batch size, order, or the number of processes.
+The harness shows every metric each batch of samples once, adds `sums` over processes, and asks for
+the scores. Images are never gathered. The few metrics that need every sample (precision and
+recall, the splits of an inception score) keep `rows` of features, which the harness gathers in the
+order of the sample indices. So no score depends on batch size, order, or the number of processes.
 
 A metric is registered as a class with a `Metric` interface; its constructor takes a `Context`.
 """
@@ -36,10 +36,19 @@ class Context:
 
 
 class Observation:
-    """One batch of samples, with the features of each network computed once however many metrics ask."""
+    """One batch of samples, with the features of each network computed once however many metrics
+    ask.
+    """
 
-    def __init__(self, images: Tensor, request: Request, networks: Callable[[str], Callable[[Tensor], Features]]):
-        """`images` uint8 [B, 3, H, W]; `networks(name)` is an encoder that maps such images to features."""
+    def __init__(
+        self,
+        images: Tensor,
+        request: Request,
+        networks: Callable[[str], Callable[[Tensor], Features]],
+    ):
+        """`images` uint8 [B, 3, H, W]; `networks(name)` is an encoder that maps such images to
+        features.
+        """
         self.images = images
         self.request = request
         self._networks = networks
@@ -54,7 +63,9 @@ class Observation:
 
 @dataclass(frozen=True)
 class Score:
-    """One number of a metric. `standard_error` is None where no honest one exists (one seed of a distance)."""
+    """One number of a metric. `standard_error` is None where no honest one exists (one seed of a
+    distance).
+    """
 
     value: float
     standard_error: float | None
@@ -62,11 +73,15 @@ class Score:
     """samples behind the value"""
     higher_is_better: bool
     facts: Mapping[str, str | int | float] = field(default_factory=dict)
-    """what a reader must know beside the value: reference, its hash, the checker's own accuracy ..."""
+    """what a reader must know beside the value: reference, its hash, the checker's own accuracy
+    ...
+    """
 
 
 class Metric(ABC):
-    """Subclass, register with `@register("metric", name, summary=...)`, and implement three methods."""
+    """Subclass, register with `@register("metric", name, summary=...)`, and implement three
+    methods.
+    """
 
     name: ClassVar[str]
     version: ClassVar[int]
@@ -94,7 +109,9 @@ class Metric(ABC):
 
     @abstractmethod
     def compute(self, sums: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> dict[str, Score]:
-        """Scores by name from the totals over all processes: the metric's own name, and any parts `name/part`."""
+        """Scores by name from the totals over all processes: the metric's own name, and any parts
+        `name/part`.
+        """
 
     def add(self, name: str, amount: Tensor) -> None:
         """Add a float64 amount to a sum."""

@@ -1,7 +1,8 @@
-"""The one evaluation harness: images in, scores out. Training, `nanogen eval` and benchmarks all use it.
+"""The one evaluation harness: images in, scores out. Training, `nanogen eval` and benchmarks all
+use it.
 
-Each process draws and measures its own share of the samples. What crosses processes are sums of float64 and, for the
-metrics that need them, rows of features: never images.
+Each process draws and measures its own share of the samples. What crosses processes are sums of
+float64 and, for the metrics that need them, rows of features: never images.
 """
 
 from __future__ import annotations
@@ -30,14 +31,21 @@ def choose(names: Sequence[str], kind: str, samples: int, context: Context) -> l
     for name in names:
         target = registry.get("metric", name)
         if target.task not in (kind, "any"):
-            raise MetricError(f"metric {name} is for {target.task} tasks, this one is {kind}; leave it out")
+            raise MetricError(
+                f"metric {name} is for {target.task} tasks, this one is {kind}; leave it out"
+            )
         if samples < target.minimum:
-            raise MetricError(f"metric {name} needs at least {target.minimum} samples, not {samples}; ask for more")
+            raise MetricError(
+                f"metric {name} needs at least {target.minimum} samples, not {samples}; "
+                "ask for more"
+            )
         chosen.append(target(context))
     return chosen
 
 
-def measure(metrics: Sequence[Metric], batches: Iterable[tuple[Request, Tensor]], context: Context) -> Scores:
+def measure(
+    metrics: Sequence[Metric], batches: Iterable[tuple[Request, Tensor]], context: Context
+) -> Scores:
     """Scores of all metrics over all processes.
 
     `batches` are this process's requests with their images, uint8 [B, 3, H, W].
@@ -53,8 +61,13 @@ def measure(metrics: Sequence[Metric], batches: Iterable[tuple[Request, Tensor]]
     scores: Scores = {}
     for metric in metrics:
         sums = dist.sum_across(metric.sums)
-        rows = {name: dist.gather_rows(torch.cat(parts))[order] for name, parts in sorted(metric.rows.items())}
-        scores |= {name: (score, metric.version) for name, score in metric.compute(sums, rows).items()}
+        rows = {
+            name: dist.gather_rows(torch.cat(parts))[order]
+            for name, parts in sorted(metric.rows.items())
+        }
+        scores |= {
+            name: (score, metric.version) for name, score in metric.compute(sums, rows).items()
+        }
     return scores
 
 

@@ -1,10 +1,12 @@
 """What an objective and a term are.
 
-A run has exactly one *objective* (flow matching, MeanFlow, ...): it draws times and noise, calls the network once, and
-returns the regression loss. Any number of *terms* (REPA, REG, perceptual losses, ...) add to it: a term may add a leaf
-to the state, may ask for features of the network, and returns one more loss from the same forward pass.
+A run has exactly one *objective* (flow matching, MeanFlow, ...): it draws times and noise, calls
+the network once, and returns the regression loss. Any number of *terms* (REPA, REG, perceptual
+losses, ...) add to it: a term may add a leaf to the state, may ask for features of the network,
+and returns one more loss from the same forward pass.
 
-Either is one file in this folder: a chz config with `build`, registered as an objective or as a term.
+Either is one file in this folder: a chz config with `build`, registered as an objective or as a
+term.
 """
 
 from __future__ import annotations
@@ -59,14 +61,18 @@ class Step:
 
 
 class Term(nn.Module):
-    """One more loss on the shared forward pass. Subclass, set what applies, override what is needed.
+    """One more loss on the shared forward pass. Subclass, set what applies, override what is
+    needed.
 
-    A frozen teacher is kept out of the module tree (it is not trained and not saved); heads are ordinary submodules.
+    A frozen teacher is kept out of the module tree (it is not trained and not saved); heads are
+    ordinary submodules.
     """
 
     weight: float = 1.0
     leaves: Mapping[str, int] = {}
-    """name -> width of each leaf that this term adds to the state; the objective regresses it, with `weight`"""
+    """name -> width of each leaf that this term adds to the state; the objective regresses it,
+    with `weight`
+    """
     want: tuple[str, ...] = ()
     """features of the backbone that this term reads"""
 

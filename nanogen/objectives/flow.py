@@ -1,7 +1,9 @@
-"""Rectified flow: regress the velocity of the straight path, with the network predicting velocity or data.
+"""Rectified flow: regress the velocity of the straight path, with the network predicting velocity
+or data.
 
-    loss = || v - (e - x) ||^2,   v = network(x_t, t)                        for v-prediction
-                                  v = (x_t - network(x_t, t)) / max(t, 0.05)  for x-prediction (JiT, arXiv 2511.13720)
+loss = || v - (e - x) ||^2,   v = network(x_t, t)                        for v-prediction
+                              v = (x_t - network(x_t, t)) / max(t, 0.05)  for x-prediction (JiT,
+                              arXiv 2511.13720)
 """
 
 from __future__ import annotations
@@ -26,13 +28,16 @@ from nanogen.types import Backbone, LatentSpec, Losses, State
 class FlowConfig:
     """Times are logit-normal(mean, std), then shifted by a = sqrt(dim / shift_base).
 
-    The shift adds ln a to the mean and nothing else, so `shift_base=None` with another mean says the same law outright.
+    The shift adds ln a to the mean and nothing else, so `shift_base=None` with another mean says
+    the same law outright.
     """
 
     prediction: Literal["v", "x"] = "v"
     time_mean: float = 0.0
     time_std: float = 1.0
-    shift_base: int | None = chz.field(default=4096, doc="latent size at which a = 1; None: no shift")
+    shift_base: int | None = chz.field(
+        default=4096, doc="latent size at which a = 1; None: no shift"
+    )
     time_floor: float = chz.field(default=0.05, doc="least divisor of x-prediction")
 
     @chz.validate
@@ -65,16 +70,22 @@ class Flow(Objective):
         for term in self.terms.values():
             clean |= term.clean_leaves(inputs.batch)
         keys = inputs.batch.keys
-        t = path.logit_normal(rng.normal(self.seed, "time", keys, ()), self.mean, self.config.time_std)
+        t = path.logit_normal(
+            rng.normal(self.seed, "time", keys, ()), self.mean, self.config.time_std
+        )
         noise = {
-            name: rng.normal(self.seed, f"noise/{name}", keys, tuple(x.shape[1:])) for name, x in clean.items()
+            name: rng.normal(self.seed, f"noise/{name}", keys, tuple(x.shape[1:]))
+            for name, x in clean.items()
         }
         noisy = path.leafwise(lambda x, e: path.mix(x, e, t), clean, noise)
         want = {feature for term in self.terms.values() for feature in term.want}
         prediction = network(noisy, t, inputs.condition, want=sorted(want))
         velocity = self.velocity(prediction.state, noisy, t)
         errors = path.leafwise(
-            lambda v, x, e: (v - path.velocity(x, e)).square().flatten(1).mean(1), velocity, clean, noise
+            lambda v, x, e: (v - path.velocity(x, e)).square().flatten(1).mean(1),
+            velocity,
+            clean,
+            noise,
         )
         return self._collect(errors, Step(inputs.batch, clean, noisy, t, prediction, velocity))
 
@@ -83,7 +94,9 @@ class Flow(Objective):
             return {name: leaf.float() for name, leaf in prediction.items()}
         floor = self.config.time_floor
         return path.leafwise(
-            lambda x_hat, x_t: path.velocity_from_data(x_hat.float(), x_t.float(), t, floor), prediction, noisy
+            lambda x_hat, x_t: path.velocity_from_data(x_hat.float(), x_t.float(), t, floor),
+            prediction,
+            noisy,
         )
 
     def _collect(self, errors: State, step: Step) -> Losses:

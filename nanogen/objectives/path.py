@@ -3,8 +3,8 @@
     x_t = (1 - t) x + t e        t = 0 is data x, t = 1 is noise e ~ N(0, I)
     v   = dx_t / dt = e - x
 
-(Lipman et al., arXiv 2210.02747; Liu et al., arXiv 2209.03003.) All functions work on tensors `[B, ...]` with t `[B]`
-and, through `leafwise`, on every leaf of a state.
+(Lipman et al., arXiv 2210.02747; Liu et al., arXiv 2209.03003.) All functions work on tensors `[B,
+...]` with t `[B]` and, through `leafwise`, on every leaf of a state.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def velocity(x: Tensor, noise: Tensor) -> Tensor:
 
 
 def velocity_from_data(x_hat: Tensor, noisy: Tensor, t: Tensor, floor: float) -> Tensor:
-    """(x_t - x_hat) / max(t, floor): the velocity that a prediction of the data implies (arXiv 2511.13720)."""
+    """(x_t - x_hat) / max(t, floor): the velocity that a prediction of the data implies (arXiv
+    2511.13720).
+    """
     return (noisy - x_hat) / along(t, noisy).clamp(min=floor)
 
 
@@ -46,12 +48,16 @@ def score_from_velocity(v: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
 
 
 def shift(u: Tensor, ratio: float) -> Tensor:
-    """t = a u / (1 + (a - 1) u): moves times towards noise for a > 1; logit t = logit u + ln a exactly."""
+    """t = a u / (1 + (a - 1) u): moves times towards noise for a > 1; logit t = logit u + ln a
+    exactly.
+    """
     return ratio * u / (1 + (ratio - 1) * u)
 
 
 def shift_ratio(dim: int, base: int = 4096) -> float:
-    """a = sqrt(dim / base): larger spaces need more noise for the same loss of signal (arXiv 2403.03206)."""
+    """a = sqrt(dim / base): larger spaces need more noise for the same loss of signal (arXiv
+    2403.03206).
+    """
     return math.sqrt(dim / base)
 
 

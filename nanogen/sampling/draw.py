@@ -1,4 +1,6 @@
-"""Drawing what a person asks for: classes or captions times seeds, to PNG files, a grid and a JSON."""
+"""Drawing what a person asks for: classes or captions times seeds, to PNG files, a grid and a
+JSON.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +37,13 @@ class Wanted:
     seeds: str
 
     def check(self) -> None:
-        given = [name for name in ("classes", "prompt", "prompts") if getattr(self, name) is not None]
+        given = [
+            name for name in ("classes", "prompt", "prompts") if getattr(self, name) is not None
+        ]
         if len(given) > 1:
-            raise ConfigError(f"--{given[0]} and --{given[1]} contradict each other; give one of them")
+            raise ConfigError(
+                f"--{given[0]} and --{given[1]} contradict each other; give one of them"
+            )
         numbers(self.seeds, "--seeds")
 
     def request(self, parts: Parts) -> Request:
@@ -49,12 +55,15 @@ class Wanted:
                 raise ConfigError("this run draws classes, not captions; use --classes")
             labels = class_numbers(self.classes, names)
             return Request(
-                torch.tensor(seeds).repeat(len(labels)), labels=torch.tensor(labels).repeat_interleave(len(seeds))
+                torch.tensor(seeds).repeat(len(labels)),
+                labels=torch.tensor(labels).repeat_interleave(len(seeds)),
             )
         if self.classes is not None:
             raise ConfigError("this run draws captions, not classes; use --prompt or --prompts")
         texts = self._captions(parts)
-        return Request(torch.tensor(seeds).repeat(len(texts)), texts=tuple(t for t in texts for _ in seeds))
+        return Request(
+            torch.tensor(seeds).repeat(len(texts)), texts=tuple(t for t in texts for _ in seeds)
+        )
 
     def _captions(self, parts: Parts) -> list[str]:
         if self.prompt is not None:
@@ -77,7 +86,9 @@ def draw(parts: Parts, wanted: Wanted, folder: Path, about: dict[str, str | int]
 
 
 def write(parts: Parts, request: Request, folder: Path, about: dict[str, str | int]) -> None:
-    """Draw a request into numbered PNG files; `samples.json`, written last, says what each one is."""
+    """Draw a request into numbered PNG files; `samples.json`, written last, says what each one
+    is.
+    """
     writable_folder(folder)
     captions, found = parts.task.captions(request), []
     for part, batch in parts.sampler().stream(request):
@@ -87,7 +98,9 @@ def write(parts: Parts, request: Request, folder: Path, about: dict[str, str | i
                 picture(image).save(file, format="PNG")
             found.append({"file": name, "caption": captions[len(found)], "seed": seed})
     sampling = config.dump(parts.run.sampling)
-    text = json.dumps({"run": parts.run.name, **about, "sampling": sampling, "samples": found}, indent=1)
+    text = json.dumps(
+        {"run": parts.run.name, **about, "sampling": sampling, "samples": found}, indent=1
+    )
     write_text(folder / SAMPLES, text)
 
 
@@ -102,12 +115,14 @@ def _read(file: Path) -> Tensor:
 
 
 def numbers(text: str, option: str) -> list[int]:
-    """"0-3,7" -> [0, 1, 2, 3, 7]."""
+    """ "0-3,7" -> [0, 1, 2, 3, 7]."""
     found: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
         if not match:
-            raise ConfigError(f"{option} {text!r}: write whole numbers and ranges, such as 0-15 or 1,5,9")
+            raise ConfigError(
+                f"{option} {text!r}: write whole numbers and ranges, such as 0-15 or 1,5,9"
+            )
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first or last - first >= MOST_SEEDS:
             raise ConfigError(f"{option} {text!r}: the range {first}-{last} is empty or too long")
@@ -129,7 +144,9 @@ def class_numbers(text: str | None, names: tuple[str, ...]) -> list[int]:
             raise ConfigError(f"--classes: unknown class {part!r}; {suggest(part, names)}")
     beyond = [number for number in found if number >= len(names)]
     if beyond:
-        raise ConfigError(f"--classes: there is no class {beyond[0]}; this run has 0 to {len(names) - 1}")
+        raise ConfigError(
+            f"--classes: there is no class {beyond[0]}; this run has 0 to {len(names) - 1}"
+        )
     return found
 
 
@@ -138,7 +155,9 @@ def read_prompts(file: Path) -> list[str]:
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+        raise DataError(
+            f"{file} is not UTF-8 text (byte {error.start}); save it as UTF-8"
+        ) from None
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror}") from None
     captions = [line.strip() for line in lines if line.strip()]

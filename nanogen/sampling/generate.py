@@ -1,7 +1,7 @@
 """From requests to images: seeds -> noise -> solved flow -> decoded, one batch at a time.
 
-The noise of a sample is a function of (sampling seed, index of the sample). So sample 7 is the same picture in a batch
-of 1 or of 100, on one process or on many, during training or after it.
+The noise of a sample is a function of (sampling seed, index of the sample). So sample 7 is the
+same picture in a batch of 1 or of 100, on one process or on many, during training or after it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from nanogen.types import Backbone, Condition, Conditioner, Request, State, Toke
 class Sampling:
     solver: str = "euler"
     steps: int = 50
-    shift_base: int | None = chz.field(default=4096, doc="latent size at which the time grid is uniform; None: always")
+    shift_base: int | None = chz.field(
+        default=4096, doc="latent size at which the time grid is uniform; None: always"
+    )
     guidance: Guidance = chz.field(default_factory=Guidance)
     seed: int = 0
     batch: int = chz.field(default=50, doc="samples at once; changes speed and memory only")
@@ -78,7 +80,8 @@ class Sampler:
         shapes = {"image": (latent.channels, latent.height, latent.width)}
         shapes |= {leaf: (width,) for leaf, width in self.leaves.items()}
         return {
-            leaf: rng.normal(self.sampling.seed, f"sample/{leaf}", keys, shape) for leaf, shape in shapes.items()
+            leaf: rng.normal(self.sampling.seed, f"sample/{leaf}", keys, shape)
+            for leaf, shape in shapes.items()
         }
 
     def _field(self, condition: Condition) -> Field:

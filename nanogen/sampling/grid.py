@@ -13,7 +13,9 @@ INK, PAPER = (40, 40, 46), (255, 255, 255)
 
 
 def grid(images: Tensor, captions: Sequence[str], columns: int = 10, cell: int = 96) -> Image.Image:
-    """uint8 [n, 3, H, W] as one picture, each with its caption; small images are enlarged without smoothing."""
+    """uint8 [n, 3, H, W] as one picture, each with its caption; small images are enlarged without
+    smoothing.
+    """
     size = max(cell, images.shape[-1])
     font = ImageFont.load_default(size=11)
     text, gap = 30, 6
@@ -36,7 +38,9 @@ def picture(image: Tensor) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+def _wrapped(
+    text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
+) -> list[str]:
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word

@@ -2,7 +2,8 @@
 
     g = v_null + s (v_condition - v_null)    for low <= t <= high,      g = v_condition elsewhere
 
-The network sees only the branches that a step needs: outside the interval the null branch is never run.
+The network sees only the branches that a step needs: outside the interval the null branch is never
+run.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from nanogen.types import State
 
 @chz.chz
 class Guidance:
-    """Scale s = 1 means none. The interval is in noise time: [0, 0.9] leaves the noisiest tenth unguided."""
+    """Scale s = 1 means none. The interval is in noise time: [0, 0.9] leaves the noisiest tenth
+    unguided.
+    """
 
     scale: float = 1.0
     low: float = 0.0

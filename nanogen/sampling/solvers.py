@@ -1,7 +1,7 @@
 """Solvers of dx/dt = v(x, t) from t = 1 (noise) to t = 0 (data).
 
-A solver is a function (field, state, times) -> state. `field(state, t)` returns the velocity of every leaf; `times` are
-falling floats, the first 1 and the last 0.
+A solver is a function (field, state, times) -> state. `field(state, t)` returns the velocity of
+every leaf; `times` are falling floats, the first 1 and the last 0.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ def euler(field: Field, state: State, times: Sequence[float]) -> State:
 
 
 def heun(field: Field, state: State, times: Sequence[float]) -> State:
-    """Second order: the mean of the velocities at both ends of a step; the last step is Euler's (2 n - 1 evaluations)."""
+    """Second order: the mean of the velocities at both ends of a step; the last step is Euler's (2
+    n - 1 evaluations).
+    """
     for now, following in zip(times[:-2], times[1:-1], strict=True):
         first = field(state, now)
         second = field(_advance(state, first, following - now), following)

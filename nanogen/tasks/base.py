@@ -1,7 +1,8 @@
 """What a task is: where training samples come from, and what an evaluation asks a model to draw.
 
-A task is one file in this folder: a chz config registered as a task, with `build() -> Task`. Training position p, the
-number of images before it, names a sample for ever: which one of the data set, in which order, with which augmentation.
+A task is one file in this folder: a chz config registered as a task, with `build() -> Task`.
+Training position p, the number of images before it, names a sample for ever: which one of the data
+set, in which order, with which augmentation.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ class Task(ABC):
 
     @abstractmethod
     def request(self, start: int, stop: int) -> Request:
-        """Samples start .. stop of the evaluation: a fixed, endless, balanced list of labels or prompts."""
+        """Samples start .. stop of the evaluation: a fixed, endless, balanced list of labels or
+        prompts.
+        """
 
     @abstractmethod
     def captions(self, request: Request) -> list[str]:

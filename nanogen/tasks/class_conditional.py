@@ -29,7 +29,9 @@ class ClassConditional(Task):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.source.classes:
-            raise DataError("the data set has no classes; put images into one folder for each class")
+            raise DataError(
+                "the data set has no classes; put images into one folder for each class"
+            )
 
     def request(self, start: int, stop: int) -> Request:
         indices = torch.arange(start, stop)

@@ -30,15 +30,20 @@ class TextToImage(Task):
         super().__post_init__()
         if not self.source.captioned:
             raise DataError(
-                "the data set has no captions; put a .txt file beside each image, or a captions.jsonl in the folder"
+                "the data set has no captions; put a .txt file beside each image, "
+                "or a captions.jsonl in the folder"
             )
 
     def request(self, start: int, stop: int) -> Request:
         prompts = self.source.prompts()
         if not prompts:
-            raise DataError("the data set offers no evaluation prompts; hold out some captioned images")
+            raise DataError(
+                "the data set offers no evaluation prompts; hold out some captioned images"
+            )
         indices = torch.arange(start, stop)
-        return Request(indices, texts=tuple(prompts[int(index) % len(prompts)] for index in indices))
+        return Request(
+            indices, texts=tuple(prompts[int(index) % len(prompts)] for index in indices)
+        )
 
     def captions(self, request: Request) -> list[str]:
         return list(request.texts or ())

@@ -18,7 +18,8 @@ class PixelsConfig:
     def build(self, image_size: int) -> Pixels:
         if self.patch < 1 or image_size % self.patch:
             raise ConfigError(
-                f"tokenizer.patch={self.patch} does not divide images of {image_size} px; choose a divisor"
+                f"tokenizer.patch={self.patch} does not divide images of {image_size} px; "
+                "choose a divisor"
             )
         return Pixels(self.patch, image_size)
 

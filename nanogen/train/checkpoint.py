@@ -36,7 +36,9 @@ STATE = "state.json"
 
 @dataclass
 class Progress:
-    """Where a run stands. `window` holds the sums of the log line being gathered, so that a resumed log is the same."""
+    """Where a run stands. `window` holds the sums of the log line being gathered, so that a
+    resumed log is the same.
+    """
 
     seen: int = 0
     """images consumed: the one clock"""
@@ -47,7 +49,14 @@ class Progress:
     window_steps: int = 0
 
 
-def save(folder: Path, progress: Progress, model: Model, ema: Ema, optimiser: torch.optim.Optimizer, keep: int) -> Path:
+def save(
+    folder: Path,
+    progress: Progress,
+    model: Model,
+    ema: Ema,
+    optimiser: torch.optim.Optimizer,
+    keep: int,
+) -> Path:
     """Write checkpoint `progress.seen` into `folder`, then drop all but the newest `keep`."""
     target = folder / f"{progress.seen:012d}"
     if (target / STATE).exists():
@@ -64,7 +73,9 @@ def save(folder: Path, progress: Progress, model: Model, ema: Ema, optimiser: to
             file = part / f"{name}.safetensors"
             save_file({key: value.contiguous().cpu() for key, value in group.items()}, file)
             hashes[file.name] = _hash(file)
-        write_text(part / STATE, json.dumps({"progress": asdict(progress), "sha256": hashes}, indent=1))
+        write_text(
+            part / STATE, json.dumps({"progress": asdict(progress), "sha256": hashes}, indent=1)
+        )
     for old in sorted(_named(folder))[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return target
@@ -120,12 +131,16 @@ def load_weights(path: Path, model: Model, weights: str) -> int:
 def load_ema(path: Path, ema: Ema) -> None:
     stored = load_file(path / "ema.safetensors")
     if stored.keys() != ema.values.keys():
-        raise RuntimeError(f"averages of other parameters: {sorted(stored.keys() ^ ema.values.keys())[:3]}")
+        raise RuntimeError(
+            f"averages of other parameters: {sorted(stored.keys() ^ ema.values.keys())[:3]}"
+        )
     for name, value in stored.items():
         ema.values[name].copy_(value)
 
 
-def moments(optimiser: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+def moments(
+    optimiser: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
+) -> dict[str, Tensor]:
     """The state of an optimiser as named tensors."""
     return {
         f"{name}/{moment}": value
@@ -134,12 +149,17 @@ def moments(optimiser: torch.optim.Optimizer, parameters: Mapping[str, nn.Parame
     }
 
 
-def _restore(optimiser: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], stored: Mapping[str, Tensor]) -> None:
+def _restore(
+    optimiser: torch.optim.Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+    stored: Mapping[str, Tensor],
+) -> None:
     optimiser.state.clear()
     for key, value in stored.items():
         name, _, moment = key.rpartition("/")
         p = parameters[name]
-        # Step counts stay on the CPU unless the optimiser is fused on a device, where they follow the parameter.
+        # Step counts stay on the CPU unless the optimiser is fused on a device, where they follow
+        # the parameter.
         optimiser.state[p][moment] = value.to(p.device)
 
 

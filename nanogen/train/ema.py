@@ -12,13 +12,16 @@ from torch import Tensor, nn
 class Ema:
     """Averages of parameters, by name, in float32. Starts at the weights it is given.
 
-    Build it after weights are the same on every process: an average of other weights takes thousands of steps to fade.
+    Build it after weights are the same on every process: an average of other weights takes
+    thousands of steps to fade.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
         self.parameters = dict(parameters)
         self.decay = decay
-        self.values: dict[str, Tensor] = {name: p.detach().float().clone() for name, p in self.parameters.items()}
+        self.values: dict[str, Tensor] = {
+            name: p.detach().float().clone() for name, p in self.parameters.items()
+        }
 
     @torch.no_grad()
     def update(self) -> None:

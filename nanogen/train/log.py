@@ -1,4 +1,6 @@
-"""What a run says while it trains: `log.jsonl`, and a line or a progress bar with the time that is left."""
+"""What a run says while it trains: `log.jsonl`, and a line or a progress bar with the time that is
+left.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ CLOCKED = ("seconds", "images_per_second")
 
 
 class Log:
-    """Appends one JSON object a line. After a resume, lines beyond the checkpoint are dropped and written again."""
+    """Appends one JSON object a line. After a resume, lines beyond the checkpoint are dropped and
+    written again.
+    """
 
     def __init__(self, file: Path, seen: int) -> None:
         self.file = file

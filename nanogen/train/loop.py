@@ -1,14 +1,17 @@
 """The training loop: one clock, `seen`, the number of images consumed.
 
-    batch -> losses -> backward -> finite on every process? -> clip -> step -> average -> log -> due?
+    batch -> losses -> backward -> finite on every process? -> clip -> step -> average -> log ->
+    due?
 
-The loop knows no tokenizer, backbone, objective or metric by name. What is due at a moment (evaluate, sample, save) is a
-function of `seen`, so a run that was killed and resumed does the same things at the same moments.
+The loop knows no tokenizer, backbone, objective or metric by name. What is due at a moment
+(evaluate, sample, save) is a function of `seen`, so a run that was killed and resumed does the
+same things at the same moments.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,29 +22,32 @@ from torch import Tensor, nn
 
 from nanogen import dist
 from nanogen.data.loader import batches, micro_batches
+from nanogen.errors import RunFailed
 from nanogen.model import to_device
-from nanogen.run import Parts
+from nanogen.run import Parts, Run
 from nanogen.train import checkpoint
 from nanogen.train.checkpoint import Progress
 from nanogen.train.ema import Ema
 from nanogen.train.log import Display, Log
-from nanogen.train.signals import StopFlag
+from nanogen.train.signals import Check, StopFlag, Stopped
 from nanogen.types import Batch
 
 BAD_STEPS = 10
 """so many steps in a row with a gradient that is not finite end the run"""
 
 
-class Diverged(RuntimeError):
+class Diverged(RunFailed):
     """Loss or gradient stayed infinite or NaN."""
 
 
 @dataclass
 class Hooks:
-    """What happens at due moments; each is called on every process with the averaged weights in place."""
+    """What happens at due moments; each is called on every process with the averaged weights in
+    place.
+    """
 
     sample: Callable[[int], None] = field(default=lambda seen: None)
-    evaluate: Callable[[int], None] = field(default=lambda seen: None)
+    evaluate: Callable[[int, Check], None] = field(default=lambda seen, check: None)
 
 
 class Trainer:
@@ -67,7 +73,9 @@ class Trainer:
         self.bad_in_a_row = 0
 
     def step(self, stream: Iterator[Batch]) -> dict[str, float]:
-        """One optimiser step; returns the mean of each loss over the whole batch, and the gradient norm."""
+        """One optimiser step; returns the mean of each loss over the whole batch, and the gradient
+        norm.
+        """
         train, progress = self.run.train, self.progress
         factor = self.run.schedule.factor(progress.seen, train.batch, train.images)
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
@@ -75,7 +83,9 @@ class Trainer:
         self.parts.model.train()
         losses = self._accumulate(stream)
         norm = nn.utils.clip_grad_norm_(self.parts.model.trained().values(), train.clip)
-        values = {name: float(value) for name, value in dist.sum_across(losses).items()} | {"gradient_norm": float(norm)}
+        values = {name: float(value) for name, value in dist.sum_across(losses).items()} | {
+            "gradient_norm": float(norm)
+        }
         if dist.any_flag(not all(map(_finite, values.values())), self.parts.device):
             self._skip(values)
         else:
@@ -88,7 +98,9 @@ class Trainer:
         return values | {"learning_rate_factor": factor}
 
     def _accumulate(self, stream: Iterator[Batch]) -> dict[str, Tensor]:
-        """Gradients of the mean loss over the batch; returns this process's share of each mean loss."""
+        """Gradients of the mean loss over the batch; returns this process's share of each mean
+        loss.
+        """
         train = self.run.train
         pieces = micro_batches(train.batch, self.run.machine.micro_batch or train.batch)
         sums: dict[str, Tensor] = {}
@@ -98,7 +110,9 @@ class Trainer:
                 parts, weights = self._losses(next(stream))
                 share = {name: part.sum() / train.batch for name, part in parts.items()}
                 # DDP averages over processes; the shares of a batch must be summed.
-                (dist.world() * sum(weights[name] * value for name, value in share.items())).backward()
+                (
+                    dist.world() * sum(weights[name] * value for name, value in share.items())
+                ).backward()
             for name, value in share.items():
                 sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.detach()
         return sums
@@ -110,70 +124,101 @@ class Trainer:
             latents = parts.tokenizer.encode(batch.images)
             learns = parts.model.learned_conditioner is not None
             condition = None if learns else parts.conditioner.encode(batch).to(parts.device)
-        with torch.autocast(parts.device.type, torch.bfloat16, enabled=self.run.train.precision == "bf16"):
+        with torch.autocast(
+            parts.device.type, torch.bfloat16, enabled=self.run.train.precision == "bf16"
+        ):
             return self.network(batch, latents, condition)
 
     def _unsynchronised(self) -> contextlib.AbstractContextManager[None]:
-        """Micro-batches before the last keep their gradients to themselves: one reduction a step."""
-        return self.network.no_sync() if hasattr(self.network, "no_sync") else contextlib.nullcontext()  # type: ignore[operator]
+        """Micro-batches before the last keep their gradients to themselves: one reduction a
+        step.
+        """
+        return (
+            self.network.no_sync() if hasattr(self.network, "no_sync") else contextlib.nullcontext()
+        )  # type: ignore[operator]
 
     def _skip(self, values: dict[str, float]) -> None:
         self.progress.skipped += 1
         self.bad_in_a_row += 1
         if self.bad_in_a_row >= BAD_STEPS:
-            bad = ", ".join(f"{name}={value}" for name, value in values.items() if not _finite(value))
+            bad = ", ".join(
+                f"{name}={value}" for name, value in values.items() if not _finite(value)
+            )
             raise Diverged(
-                f"{bad} for {BAD_STEPS} steps up to image {self.progress.seen}; lower optimiser.lr or train.clip, "
+                f"{bad} for {BAD_STEPS} steps up to image {self.progress.seen}; "
+                "lower optimiser.lr or train.clip, "
                 "or resume from an earlier checkpoint"
             )
 
 
-def train(parts: Parts, folder: Path, hooks: Hooks, max_minutes: float | None = None) -> Progress:
-    """Train a run to its end or to a stop signal, from the newest checkpoint in `folder` if there is one."""
-    run = parts.run
-    checkpoints = folder / "checkpoints"
-    trainer = Trainer(parts)
-    found = checkpoint.latest(checkpoints)
+def train(parts: Parts, folder: Path, hooks: Hooks, max_minutes: float | None = None) -> bool:
+    """Train a run from the newest checkpoint in `folder`, if there is one; returns whether it came to its end.
+
+    A signal or the time limit ends it earlier, with a checkpoint from which the same command continues.
+    """
+    trainer, found = Trainer(parts), checkpoint.latest(folder / "checkpoints")
     if found is not None:
         trainer.progress = checkpoint.load(found, parts.model, trainer.ema, trainer.optimiser)
     progress, lead = trainer.progress, dist.rank() == 0
-    log = Log(folder / "log.jsonl", progress.seen) if lead else None
-    display = Display(run.name, run.train.images, progress.seen, quiet=not lead)
-    batch = run.train.batch
-    stream = batches(parts.task, progress.seen, batch, run.machine.micro_batch or batch, run.machine.workers)
-    started, first = time.monotonic(), progress.seen
+    display = Display(parts.run.name, parts.run.train.images, progress.seen, quiet=not lead)
     with StopFlag(max_minutes) as stop:
-        while progress.seen < run.train.images:
-            values = trainer.step(stream)
-            _gather(progress, values)
-            ended = progress.seen >= run.train.images
-            if _due(progress.seen, batch, run.train.log_every) or ended:
-                line = _line(progress, time.monotonic() - started, first)
-                if log is not None:
-                    log.write(line)
-            display.show(progress.seen, sum(v for k, v in values.items() if k == "flow"))
-            stopped = dist.any_flag(bool(stop), parts.device)
-            if stopped or ended or _due(progress.seen, batch, run.train.save_every):
-                _save(checkpoints, trainer, lead)
-            if stopped and not ended:
-                display.close()
-                if lead:
-                    print(f"{run.name}: stopped by {stop.reason or 'another process'} at {progress.seen:,} images; the same command continues")
-                return progress
-            with trainer.ema.applied():
-                parts.model.eval()
-                if run.train.sample_every and (_due(progress.seen, batch, run.train.sample_every) or ended):
-                    hooks.sample(progress.seen)
-                if run.evaluation.every and not ended and _due(progress.seen, batch, run.evaluation.every):
-                    hooks.evaluate(progress.seen)
-    display.close()
-    with trainer.ema.applied():
-        parts.model.eval()
-        hooks.evaluate(progress.seen)
-    return progress
+        try:
+            check = functools.partial(stop.check, parts.device)
+            if found is not None:
+                # A kill may have fallen between the checkpoint and what was due with it.
+                _observe(trainer, hooks, check)
+            _steps(trainer, folder, hooks, display, check)
+        except Stopped as reason:
+            _save(folder, trainer)
+            display.close()
+            if lead:
+                at = f"{progress.seen:,} images"
+                print(f"{parts.run.name}: stopped by {reason} at {at}; the same command continues")
+            return False
+        finally:
+            display.close()
+    return True
+
+
+def _steps(trainer: Trainer, folder: Path, hooks: Hooks, display: Display, check: Check) -> None:
+    """All steps from the present moment to the end, with what is due after each."""
+    parts, run, progress = trainer.parts, trainer.run, trainer.progress
+    log = Log(folder / "log.jsonl", progress.seen) if dist.rank() == 0 else None
+    micro = run.machine.micro_batch or run.train.batch
+    stream = batches(parts.task, progress.seen, run.train.batch, micro, run.machine.workers)
+    started, first = time.monotonic(), progress.seen
+    while progress.seen < run.train.images:
+        values = trainer.step(stream)
+        _gather(progress, values)
+        if _due(run, progress.seen, run.train.log_every):
+            line = _line(progress, time.monotonic() - started, first)
+            if log is not None:
+                log.write(line)
+        display.show(progress.seen, values.get("flow"))
+        if _due(run, progress.seen, run.train.save_every):
+            _save(folder, trainer)
+        check()
+        _observe(trainer, hooks, check)
+
+
+def _observe(trainer: Trainer, hooks: Hooks, check: Check) -> None:
+    """Draw and measure the averaged weights where that is due; every run is measured at its end."""
+    run, seen = trainer.run, trainer.progress.seen
+    sample = run.train.sample_every and _due(run, seen, run.train.sample_every)
+    evaluate = _due(run, seen, run.evaluation.every or run.train.images)
+    if sample or evaluate:
+        trainer.parts.model.eval()
+        with trainer.ema.applied():
+            if sample:
+                hooks.sample(seen)
+            if evaluate:
+                hooks.evaluate(seen, check)
 
 
 def _gather(progress: Progress, values: dict[str, float]) -> None:
+    """Add a step to the log window; one that was skipped for not being finite would only poison the means."""
+    if not all(map(_finite, values.values())):
+        return
     for name, value in values.items():
         progress.window[name] = progress.window.get(name, 0.0) + value
     progress.window_steps += 1
@@ -194,16 +239,20 @@ def _line(progress: Progress, seconds: float, first: int) -> dict[str, float | i
     }
 
 
-def _due(seen: int, batch: int, every: int) -> bool:
-    """Whether a multiple of `every` images was passed in the step that ended at `seen`."""
-    return seen // every > (seen - batch) // every
+def _due(run: Run, seen: int, every: int) -> bool:
+    """Whether the step that ended at `seen` passed a multiple of `every` images, or was the last."""
+    return seen >= run.train.images or seen // every > (seen - run.train.batch) // every
 
 
-def _save(folder: Path, trainer: Trainer, lead: bool) -> None:
-    if lead:
-        folder.mkdir(parents=True, exist_ok=True)
+def _save(folder: Path, trainer: Trainer) -> None:
+    if dist.rank() == 0:
         checkpoint.save(
-            folder, trainer.progress, trainer.parts.model, trainer.ema, trainer.optimiser, trainer.run.train.keep
+            folder / "checkpoints",
+            trainer.progress,
+            trainer.parts.model,
+            trainer.ema,
+            trainer.optimiser,
+            trainer.run.train.keep,
         )
     dist.barrier()
 

@@ -1,4 +1,6 @@
-"""Optimisers. A config builds a torch optimiser from named parameters; `lr` is the rate at schedule factor 1."""
+"""Optimisers. A config builds a torch optimiser from named parameters; `lr` is the rate at
+schedule factor 1.
+"""
 
 from __future__ import annotations
 
@@ -22,16 +24,23 @@ class AdamWConfig:
 
     def build(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.AdamW(
-            list(parameters.values()), lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, fused=True
+            list(parameters.values()),
+            lr=self.lr,
+            betas=self.betas,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            fused=True,
         )
 
 
 @register("optimiser", "muon", summary="Muon for the matrices of the blocks, AdamW for the rest")
 @chz.chz
 class MuonConfig:
-    """Momentum orthogonalised by five Newton-Schulz steps (Jordan et al. 2024, github.com/KellerJordan/Muon).
+    """Momentum orthogonalised by five Newton-Schulz steps (Jordan et al. 2024,
+    github.com/KellerJordan/Muon).
 
-    Embeddings, heads, modulations, norms and biases are AdamW's: their rows are not directions of one space.
+    Embeddings, heads, modulations, norms and biases are AdamW's: their rows are not directions of
+    one space.
     """
 
     lr: float = 0.015
@@ -55,9 +64,14 @@ class Muon(torch.optim.Optimizer):
     Matrices of one shape are orthogonalised together, as one batched product.
     """
 
-    def __init__(self, config: MuonConfig, matrices: list[nn.Parameter], adamw: torch.optim.Optimizer) -> None:
+    def __init__(
+        self, config: MuonConfig, matrices: list[nn.Parameter], adamw: torch.optim.Optimizer
+    ) -> None:
         self.adamw = adamw
-        super().__init__(matrices, {"lr": config.lr, "momentum": config.momentum, "weight_decay": config.weight_decay})
+        super().__init__(
+            matrices,
+            {"lr": config.lr, "momentum": config.momentum, "weight_decay": config.weight_decay},
+        )
         # One list of groups for the learning rate, one state for the checkpoint.
         self.param_groups = [*self.param_groups, *adamw.param_groups]
         adamw.state = self.state
@@ -90,7 +104,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
-    """[n, rows, columns] -> the nearest (semi-)orthogonal matrices, roughly: singular values in about [0.7, 1.2]."""
+    """[n, rows, columns] -> the nearest (semi-)orthogonal matrices, roughly: singular values in
+    about [0.7, 1.2].
+    """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)

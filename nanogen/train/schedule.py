@@ -2,8 +2,9 @@
 
     0 --warmup--> 1 ------ decay_start --linear or cosine--> final ------ decay_end
 
-Two published schedules of the same runs differ, and are kept apart by name (see `nanogen.recipes`): `released`, what
-the released configs do (no warm-up, almost no decay within the run), and `paper`, what the text says.
+Two published schedules of the same runs differ, and are kept apart by name (see
+`nanogen.recipes`): `released`, what the released configs do (no warm-up, almost no decay within
+the run), and `paper`, what the text says.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ class Schedule:
         if not 0 <= self.final <= 1:
             raise ConfigError(f"schedule.final={self.final}: must lie in [0, 1]")
         if not 0 <= self.warmup <= start:
-            raise ConfigError(f"schedule.warmup={self.warmup} must lie between 0 and schedule.decay_start={start}")
+            raise ConfigError(
+                f"schedule.warmup={self.warmup} must lie between 0 and schedule.decay_start={start}"
+            )
         if end <= start and self.final != 1:
             raise ConfigError(
                 f"schedule.decay_end={end} must come after schedule.decay_start={start}; "

@@ -18,6 +18,7 @@ from nanogen.encoders.scene_detector import WEIGHTS, SceneDetector
 from nanogen.errors import DataError, MetricError
 from nanogen.metrics.base import Context, Observation
 from nanogen.metrics.geneval_rules import Detection
+from nanogen.metrics.harness import measure
 from nanogen.metrics.scenes import SceneEval, bootstrap, deranged, real_scenes, tint
 from nanogen.types import Request
 
@@ -52,14 +53,12 @@ def metric(source):
 
 
 def scores(metric: SceneEval, images, texts, batch: int, order=None):
-    """Scores of images, shown in batches and in an order; rows are sorted as the harness does."""
+    """Scores of images drawn for texts, shown to the harness in batches and in some order."""
     metric.sums, metric.rows = {}, {}
-    order = torch.arange(len(images)) if order is None else order
-    for rows in order.split(batch):
-        request = Request(rows, texts=tuple(texts[i] for i in rows))
-        metric.update(Observation(images[rows], request, lambda name: metric.detector))
-    outcomes = torch.cat(metric.rows["outcomes"])[order.argsort()]
-    return metric.compute(metric.sums, {"outcomes": outcomes})
+    parts = (torch.arange(len(images)) if order is None else order).split(batch)
+    batches = [(Request(i, texts=tuple(texts[k] for k in i)), images[i]) for i in parts]
+    found = measure([metric], batches, metric.context)
+    return {name: score for name, (score, version) in found.items()}
 
 
 def test_colours_of_real_scenes_are_read_from_their_boxes(pictures):
