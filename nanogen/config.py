@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +26,7 @@ from chz.blueprint import (
     ConstructionException,
     ExtraneousBlueprintArg,
     InvalidBlueprintArg,
+    MissingBlueprintArg,
 )
 from chz.tiepin import CastError
 
@@ -105,7 +107,7 @@ def switches(kind: str) -> type:
 def flatten(config: object, prefix: str = "") -> Flat:
     """Every value of a config, by its dotted path."""
     flat: Flat = {}
-    for name, spec in config.__chz_fields__.items():  # type: ignore[attr-defined]
+    for name, spec in chz.chz_fields(config).items():  # type: ignore[attr-defined]
         value, path = getattr(config, name), f"{prefix}{name}"
         if not chz.is_chz(value):
             flat[path] = value
@@ -124,7 +126,8 @@ def make(target: type[T], flat: Mapping[str, Any]) -> T:
 def override(config: T, arguments: Iterable[str]) -> T:
     """A config with `a.b=c` arguments applied on top.
 
-    A part that is chosen anew starts from its own defaults; a field of a part that is off turns it on.
+    A part that is chosen anew starts from its own defaults; a field of a part that is off turns
+    it on.
     """
     target, flat = type(config), flatten(config)
     given = dict(_split(argument) for argument in arguments)
@@ -199,7 +202,10 @@ def _switch_name(part: type) -> str:
 
 def _made(blueprint: chz.Blueprint[T]) -> T:
     try:
-        return blueprint.make()
+        made = blueprint.make()
+    except MissingBlueprintArg as error:
+        missing = ", ".join(re.findall(r"parameter\(s\): (.*)", str(error))) or str(error)
+        raise ConfigError(f"not set: {missing}; give each a value, such as name=value") from error
     except (
         ExtraneousBlueprintArg,
         InvalidBlueprintArg,
@@ -208,19 +214,19 @@ def _made(blueprint: chz.Blueprint[T]) -> T:
         ValueError,
     ) as error:
         raise ConfigError(_one_line(str(error))) from error
+    for path, value in flatten(made).items():
+        # No comparison refuses NaN, so no check of a range would.
+        if isinstance(value, float) and math.isnan(value):
+            raise ConfigError(f"{path}=nan is not a number; give it one")
+    return made
 
 
 def _one_line(message: str) -> str:
     """chz explains over several lines; keep the first and its suggestion."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     first = re.sub(r"^Extraneous argument ('.*?') to Blueprint.*$", r"unknown field \1", lines[0])
-    first = re.sub(
-        r"^Could not interpret argument (.*) provided for param '(.*?)'.*$",
-        r"\2=\1 does not fit",
-        first,
-    )
-    keep = [line for line in lines[1:] if line.startswith(("Did you mean", "Could not cast"))]
-    return "; ".join([first, *keep[:1]])
+    hint = [line for line in lines[1:] if line.startswith("Did you mean")]
+    return "; ".join([first, *hint[:1]])
 
 
 def dump(config: object) -> dict[str, Any]:
@@ -262,34 +268,38 @@ def from_tree(target: type[T], tree: Mapping[str, Any]) -> T:
     return make(target, dict(_leaves(target, tree, "")))
 
 
-def _leaves(target: type, tree: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
-    fields = target.__chz_fields__  # type: ignore[attr-defined]
+def _leaves(target: Any, tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for name, value in tree.items():
-        spec = fields.get(name)
-        factory = spec.meta_factory if spec else None
-        if isinstance(value, dict) and factory is not None:
-            if isinstance(factory, Choice | Switch):
-                if TYPE not in value:
-                    raise ConfigError(f"{prefix}{name}: says no {TYPE}")
-                inner = (
-                    factory.target
-                    if isinstance(factory, Switch)
-                    else registry.get(factory.kind, value[TYPE])
-                )
-                yield f"{prefix}{name}", inner
-            else:
-                inner = factory.unspecified_factory()
-            rest = {key: item for key, item in value.items() if key != TYPE}
-            yield from _leaves(inner, rest, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", tuple(value) if isinstance(value, list) else value
+        path, field = f"{prefix}{name}", target.__chz_fields__.get(name)
+        inner = field and field.x_type
+        if field is not None and isinstance(field.meta_factory, Choice | Switch):
+            inner = _part(path, value, field.meta_factory)
+            yield path, inner
+            value = {key: item for key, item in (value or {}).items() if key != TYPE}
+        if chz.is_chz(inner) and isinstance(value, dict):
+            yield from _leaves(inner, value, f"{path}.")
+        elif inner is not None:
+            yield path, tuple(value) if isinstance(value, list) else value
+        elif field is None:
+            yield path, value
+
+
+def _part(path: str, value: Any, factory: Choice | Switch) -> type | None:
+    """The registered part that a value of a dump names."""
+    if value is None and isinstance(factory, Switch):
+        return None
+    if not isinstance(value, dict) or not isinstance(value.get(TYPE), str):
+        raise ConfigError(f"{path}={value!r} names no part; write {TYPE}: <name> below {path}")
+    return (
+        factory.target if isinstance(factory, Switch) else registry.get(factory.kind, value[TYPE])
+    )
 
 
 def differences(a: object, b: object) -> list[tuple[str, Any, Any]]:
     """(path, value in a, value in b) of every field that differs; a field that one lacks stands as
     None there.
 
-    Where two parts differ in kind, only that is listed: their own fields say different things.
+    Where two parts differ in kind, fields that only one of them has are left out.
     """
     left, right = _named(flatten(a)), _named(flatten(b))
     rows: list[tuple[str, Any, Any]] = []

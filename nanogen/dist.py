@@ -8,7 +8,7 @@ variables.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 @contextmanager
-def processes(device: torch.device) -> Iterator[None]:
+def processes(device: torch.device) -> Generator[None, None, None]:
     """Join the group that torchrun made, if there is one, and leave it at the end."""
     joined = (
         "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1 and not td.is_initialized()

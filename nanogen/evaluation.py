@@ -22,13 +22,14 @@ from nanogen.data.transforms import centre_crop, decode
 from nanogen.errors import ConfigError, DataError
 from nanogen.files import whole_file
 from nanogen.metrics import harness
-from nanogen.metrics.base import Context
+from nanogen.metrics.base import Context, Metric
 from nanogen.model import parameter_count
-from nanogen.run import Parts, identity
+from nanogen.run import Parts, Run, identity
 from nanogen.run_folder import Opened, open_run
 from nanogen.sampling.grid import grid
 from nanogen.tasks.base import Task
 from nanogen.train.loop import Hooks
+from nanogen.train.signals import Check
 from nanogen.types import Request
 
 GRID = 40
@@ -37,18 +38,38 @@ IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 def hooks(parts: Parts, folder: Path) -> Hooks:
-    """What a training run does at its due moments: a grid of samples, records of its metrics."""
+    """What a training run does at its due moments: a grid of samples, records of its metrics.
+
+    What the folder already holds is not done again. MetricError where a metric does not suit the run, so that this is
+    known before training and not after it.
+    """
+    chosen_metrics(parts)
+
+    def measure(seen: int, check: Check) -> None:
+        done = dist.rank() == 0 and measured(parts.run, folder / "records", seen)
+        if not dist.any_flag(done, parts.device):
+            write(evaluate(Opened(parts, seen, "ema"), check), folder / "records")
+
     return Hooks(
         sample=lambda seen: save_grid(parts, folder / "samples" / f"{seen:012d}.png"),
-        evaluate=lambda seen: write(evaluate(Opened(parts, seen, "ema")), folder / "records"),
+        evaluate=measure,
     )
 
 
+def measured(run: Run, folder: Path, seen: int) -> bool:
+    """Whether records of every metric of a run exist at `seen` images, for its averaged weights."""
+    if not folder.is_dir():
+        return False
+    digest = config.digest(identity(run))
+    mine = [r for r in record.read(folder) if (r.config_hash, r.weights) == (digest, "ema")]
+    return {r.metric for r in mine if r.seen == seen} >= set(run.evaluation.metrics)
+
+
 def save_grid(parts: Parts, target: Path) -> None:
-    """A fixed set of samples as one picture: the same seeds at every moment, so that pictures can
+    """A fixed set of samples as one picture, unless it is there: the same seeds at every moment, so that pictures can
     be compared.
     """
-    if dist.rank() == 0:
+    if dist.rank() == 0 and not target.exists():
         request = parts.task.request(0, GRID)
         images = torch.cat([images.cpu() for _, images in parts.sampler().stream(request)])
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -75,21 +96,25 @@ def of_run(
     return write(evaluate(opened), out or folder / "records")
 
 
-def evaluate(opened: Opened) -> list[Record]:
-    """Draw the samples of a run's evaluation and measure them; on every process, the same records
-    on each.
+def chosen_metrics(parts: Parts) -> list[Metric]:
+    """The metrics of a run, fresh, checked against its task and its number of samples."""
+    wanted = parts.run.evaluation
+    context = Context(parts.task.source, parts.device)
+    return harness.choose(wanted.metrics, parts.task.kind, wanted.samples, context)
+
+
+def evaluate(opened: Opened, check: Check = lambda: None) -> list[Record]:
+    """Draw the samples of a run's evaluation and measure them; on every process, the same records on each.
+
+    `check` is called before each batch of samples; what it raises ends the evaluation.
     """
     parts, run = opened.parts, opened.parts.run
     started = time.monotonic()
-    context = Context(parts.task.source, parts.device)
-    metrics = harness.choose(
-        run.evaluation.metrics, parts.task.kind, run.evaluation.samples, context
-    )
+    metrics = chosen_metrics(parts)
     if not metrics:
         return []
-    scores = harness.measure(
-        metrics, harness.drawn(parts.sampler(), parts.task, run.evaluation.samples), context
-    )
+    samples = harness.drawn(parts.sampler(), parts.task, run.evaluation.samples, check)
+    scores = harness.measure(metrics, samples, Context(parts.task.source, parts.device))
     seconds = round(time.monotonic() - started, 3)
     guidance = run.sampling.guidance
     return [

@@ -6,14 +6,14 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from nanogen.errors import UserError
 
 
 @contextlib.contextmanager
-def whole_file(target: Path) -> Iterator[Path]:
+def whole_file(target: Path) -> Generator[Path, None, None]:
     """A temporary path to write to; it takes the name `target` when the block ends without an
     error.
     """
@@ -31,7 +31,7 @@ def whole_file(target: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
+def whole_folder(target: Path) -> Generator[Path, None, None]:
     """A temporary folder to fill; it takes the name `target` when the block ends without an
     error.
     """

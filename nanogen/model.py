@@ -36,11 +36,7 @@ class Model(nn.Module):
     @property
     def leaves(self) -> Mapping[str, int]:
         """Widths of the leaves that terms add to the state."""
-        return {
-            leaf: width
-            for term in self.objective.terms.values()
-            for leaf, width in term.leaves.items()
-        }
+        return self.objective.leaves
 
     def forward(
         self, batch: Batch, latents: Tensor, condition: Condition | None

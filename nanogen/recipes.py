@@ -13,6 +13,7 @@ twelve lines.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,7 @@ ANIMALS: Values = {
     "train.images": 64_000,
     "train.batch": 32,
     "train.ema": 0.998,
+    "train.ema_warmup": True,
     "train.log_every": 1_600,
     "train.save_every": 16_000,
     "train.sample_every": 16_000,
@@ -106,9 +108,6 @@ TASKS: dict[str, TaskRecipe] = {
             "conditioner": "labels",
             "tokenizer.patch": 16,
             "train.images": 80 * EPOCH,
-            "schedule.decay_start": 40 * EPOCH,
-            "schedule.decay_end": 800 * EPOCH,
-            "schedule.final": 0.1,
             "sampling.guidance.high": 0.9,
         },
     ),
@@ -122,14 +121,28 @@ TASKS: dict[str, TaskRecipe] = {
             "conditioner": "hf-text",
             "tokenizer.patch": 16,
             "train.images": 102_400_000,
-            "schedule.decay_start": 51_200_000,
-            "schedule.decay_end": 1_024_000_000,
-            "schedule.final": 0.1,
             "sampling.guidance.scale": 6.0,
             "sampling.guidance.high": 1.0,
         },
     ),
 }
+
+SCHEDULES: dict[str, Callable[[int], Values]] = {
+    "released": lambda images: {
+        "schedule.decay_start": images // 2,
+        "schedule.decay_end": 10 * images,
+        "schedule.final": 0.1,
+    },
+    "paper": lambda images: {"schedule.warmup": images // 2, "schedule.final": 0.1},
+}
+"""The learning rate of a run of so many images at the paper's size, in two fidelities.
+
+`released` is what the released configs do: no warm-up, and a decay that ends long after the run.
+`paper` is what the paper's text says: a linear warm-up, then a linear decay to a tenth. The text
+gives no length of the warm-up; it is taken from the same configs, half of the run.
+`imagenet/jit` is the released one, `imagenet/jit@paper` the other.
+"""
+
 PIXELS: Values = {"tokenizer": "pixels", "objective": "flow"}
 
 
@@ -189,13 +202,15 @@ PER_PRESET: dict[str, Values] = {
 
 def names() -> list[str]:
     """All presets."""
-    return [f"{task}/{method}" for method, recipe in METHODS.items() for task in recipe.tasks]
+    plain = [f"{task}/{method}" for method, recipe in METHODS.items() for task in recipe.tasks]
+    return plain + [f"{name}@paper" for name in plain if TASKS[_split(name)[0]].shared is PAPER]
 
 
 def describe(name: str) -> str:
     """One line on a preset."""
-    task, _, method = name.partition("/")
-    return f"{METHODS[method].summary}; {TASKS[task].summary}"
+    task, method, fidelity = _split(name)
+    schedule = f"; schedule of the {fidelity}" if fidelity else ""
+    return f"{METHODS[method].summary}; {TASKS[task].summary}{schedule}"
 
 
 def methods_of(task: str) -> list[str]:
@@ -206,16 +221,25 @@ def preset(name: str) -> Run:
     """The run of a preset; an unknown name is a ConfigError with the nearest ones."""
     if name not in names():
         raise ConfigError(f"unknown preset {name!r}; {suggest(name, names())}")
-    task, _, method = name.partition("/")
+    task, method, fidelity = _split(name)
     recipe = TASKS[task]
     values = (
         {"name": name}
         | recipe.shared
         | recipe.own
         | METHODS[method].values
-        | PER_PRESET.get(name, {})
+        | PER_PRESET.get(f"{task}/{method}", {})
     )
+    if recipe.shared is PAPER:
+        values |= SCHEDULES[fidelity or "released"](values["train.images"])
     return config.make(Run, resolved(values))
+
+
+def _split(name: str) -> tuple[str, str, str]:
+    """`task/method@fidelity`, the last part empty where it is not given."""
+    plain, _, fidelity = name.partition("@")
+    task, _, method = plain.partition("/")
+    return task, method, fidelity
 
 
 def resolved(values: Values) -> Values:

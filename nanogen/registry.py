@@ -60,12 +60,17 @@ def register(
         if kind not in FOLDERS:
             raise ValueError(f"unknown kind {kind!r}; {suggest(kind, FOLDERS)}")
         old = _entries.get((kind, name))
-        if old and old.target.__qualname__ != target.__qualname__:
+        if old and _origin(old.target) != _origin(target):
             raise ValueError(f"{kind} {name!r} is registered twice: {old.target} and {target}")
         _entries[kind, name] = Entry(kind, name, target, summary, licence, needs)
         return target
 
     return add
+
+
+def _origin(target: type) -> tuple[str, str]:
+    """Where a class is defined: the same for a module that is loaded again, no other."""
+    return target.__module__, target.__qualname__
 
 
 def entries(kind: str) -> list[Entry]:

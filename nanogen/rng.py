@@ -52,7 +52,8 @@ def uniform(seed: int, purpose: str, keys: Tensor, count: int) -> Tensor:
     """float32 [B, count] in (0, 1): row i is a function of (seed, purpose, keys[i]); keys int64
     [B].
     """
-    return _words(seed, purpose, keys, count).float().add_(0.5).mul_(2.0**-24)
+    # 23 bits and a half are exact in float32; with 24 the largest would round to 1.
+    return (_words(seed, purpose, keys, count) >> 1).float().add_(0.5).mul_(2.0**-23)
 
 
 def normal(seed: int, purpose: str, keys: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import chz
 import torch
 
-from nanogen import config
+from nanogen import config, dist
 from nanogen.config import choice
 from nanogen.errors import ConfigError, suggest
 from nanogen.model import Model
@@ -32,9 +32,8 @@ class Train:
     images: int = chz.field(default=102_400_000, doc="images to train on")
     batch: int = chz.field(default=1024, doc="images of one optimiser step, over all processes")
     clip: float = chz.field(default=1.0, doc="largest gradient norm")
-    ema: float = chz.field(
-        default=0.9995, doc="decay of the averaged weights for each optimiser step"
-    )
+    ema: float = chz.field(default=0.9995, doc="decay of the averaged weights at each step")
+    ema_warmup: bool = chz.field(default=False, doc="decay at most (1 + steps) / (10 + steps)")
     condition_dropout: float = 0.1
     precision: Literal["fp32", "bf16"] = chz.field(
         default="fp32", doc="bf16: autocast of the loss; weights stay fp32"
@@ -54,6 +53,8 @@ class Train:
                 raise ConfigError(f"train.{name}={getattr(self, name)}: must lie in [0, 1)")
         if self.clip <= 0:
             raise ConfigError(f"train.clip={self.clip}: must be above 0")
+        if self.sample_every < 0:
+            raise ConfigError(f"train.sample_every={self.sample_every}: must not be negative")
         if self.images < self.batch:
             raise ConfigError(
                 f"train.images={self.images} is less than one step of train.batch={self.batch}; "
@@ -70,6 +71,13 @@ class Evaluation:
     every: int = chz.field(
         default=0, doc="images between evaluations during training; 0: only at the end"
     )
+
+    @chz.validate
+    def _ranges(self) -> None:
+        if self.samples < 1:
+            raise ConfigError(f"evaluation.samples={self.samples}: must be at least 1")
+        if self.every < 0:
+            raise ConfigError(f"evaluation.every={self.every}: must not be negative")
 
 
 @chz.chz
@@ -95,7 +103,7 @@ class Run:
     conditioner: Any = choice("conditioner")
     backbone: Any = choice("backbone")
     objective: Any = choice("objective")
-    terms: Terms = chz.field(default_factory=Terms)  # type: ignore[valid-type]
+    terms: Terms = chz.field(default_factory=Terms)  # ty: ignore[invalid-type-form]
     optimiser: Any = choice("optimiser")
     schedule: Schedule = chz.field(default_factory=Schedule)
     train: Train = chz.field(default_factory=Train)
@@ -165,7 +173,7 @@ def assemble(run: Run, image_size: int, tokenizer: Tokenizer, conditioner: Condi
 
 def parts_on(terms: object) -> dict[str, Any]:
     """The terms that are on, by name."""
-    fields = terms.__chz_fields__  # type: ignore[attr-defined]
+    fields = chz.chz_fields(terms)
     return {name: getattr(terms, name) for name in fields if getattr(terms, name) is not None}
 
 
@@ -190,14 +198,15 @@ def check(run: Run) -> None:
 
 def pick_device(name: str) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name not in ("cpu", "cuda"):
         raise ConfigError(f"machine.device={name!r}; {suggest(name, ('auto', 'cpu', 'cuda'))}")
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             "machine.device=cuda, but torch sees no CUDA device; use machine.device=cpu or auto"
         )
-    return torch.device(name)
+    # Each process of a machine has a GPU of its own.
+    return torch.device(name, dist.local_rank()) if name == "cuda" else torch.device(name)
 
 
 def identity(run: Run) -> Run:

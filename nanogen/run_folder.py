@@ -5,7 +5,11 @@ The same command again resumes; another run in the same folder is refused with w
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import logging
 import shutil
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +20,11 @@ from nanogen.model import parameter_count
 from nanogen.run import Parts, Run, build, identity
 from nanogen.train import checkpoint
 
+log = logging.getLogger(__name__)
+
 CONFIG = "run.yaml"
+LOCK = ".lock"
+FOLDERS = ("checkpoints", "samples", "records")
 WEIGHTS = ("ema", "raw")
 
 
@@ -24,9 +32,9 @@ def prepare(run: Run, folder: Path, fresh: bool) -> Path:
     """Make the folder ready to train `run` in: new, or holding the same run."""
     if dist.rank() == 0:
         writable_folder(folder)
-        if fresh:
-            clear(folder)
         known = folder / CONFIG
+        if fresh and known.exists():
+            clear(folder)
         if known.exists():
             refuse_other(run, config.read(Run, known), folder)
         elif any((folder / "checkpoints").glob("[0-9]*")):
@@ -35,17 +43,36 @@ def prepare(run: Run, folder: Path, fresh: bool) -> Path:
             )
         with whole_file(known) as part:
             config.write(run, part)
-        remove_parts(folder)
-        remove_parts(folder / "checkpoints")
+        for name in ("", *FOLDERS):
+            remove_parts(folder / name)
     dist.barrier()
     return folder
 
 
+@contextlib.contextmanager
+def held(folder: Path) -> Generator[None, None, None]:
+    """Within, no other command may train in the folder: two would write over each other's files."""
+    if dist.rank() != 0:
+        yield
+        return
+    with (writable_folder(folder) / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckpointError(
+                f"{folder} is being trained in by another process; end that, or choose another --out"
+            ) from None
+        except OSError as error:
+            log.warning("%s cannot be locked (%s); train in it only once at a time", folder, error)
+        yield
+
+
 def clear(folder: Path) -> None:
     """Remove what a run made, and nothing else that may lie in the folder."""
-    for name in ("checkpoints", "samples", "records"):
+    for name in FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (CONFIG, "log.jsonl"):
+    # The config goes last: it says that the folder is ours to clear.
+    for name in ("log.jsonl", CONFIG):
         (folder / name).unlink(missing_ok=True)
 
 

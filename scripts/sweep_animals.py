@@ -90,7 +90,7 @@ def trial(run: Run, seconds: float, samples: int) -> dict[str, float]:
     folder = Path(f"runs/sweep/cells/{config.digest(run)}")
     folder.mkdir(parents=True, exist_ok=True)
     hooks = Hooks(
-        evaluate=lambda seen: records.extend(evaluation.evaluate(Opened(parts, seen, "ema")))
+        evaluate=lambda seen, check: records.extend(evaluation.evaluate(Opened(parts, seen, "ema")))
     )
     train(parts, folder, hooks)
     scores = {record.metric: round(record.value, 4) for record in records}

@@ -1,6 +1,6 @@
 """Train the feature network of the embedded data: `nanogen/assets/animals_cnn.safetensors`.
 
-    python scripts/train_animals_cnn.py        # about four minutes on one core
+    python scripts/train_animals_cnn.py        # about ten minutes on one core
 
 Trains on the train split of `animals` only, keeps the weights with the lowest loss on the
 validation split, and reports the accuracy on the held-out split once, at the end. One seed, one

@@ -55,6 +55,9 @@ class Rotary(nn.Module):
     tokens turn: tokens before (`before`) and after them have angle 0.
     """
 
+    turn: Tensor
+    """[before + N, head_width / 2, 2]: cosine and sine of each angle"""
+
     def __init__(self, rows: int, columns: int, head_width: int, before: int = 0) -> None:
         super().__init__()
         if head_width % 4:
@@ -67,8 +70,6 @@ class Rotary(nn.Module):
         column = torch.arange(columns, dtype=torch.float64).repeat(rows)
         angle = torch.cat([row[:, None] * frequency, column[:, None] * frequency], dim=1)
         angle = torch.cat([angle.new_zeros(before, axis), angle])
-        # Real and imaginary part side by side: [before + N, head_width / 2, 2], kept out of
-        # checkpoints.
         turn = torch.stack([angle.cos(), angle.sin()], dim=-1).float()
         self.register_buffer("turn", turn, persistent=False)
 
@@ -126,31 +127,29 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.proj = nn.Conv2d(channels, width, kernel_size=patch, stride=patch)
         nn.init.xavier_uniform_(self.proj.weight.view(width, -1))
-        nn.init.zeros_(self.proj.bias)
+        if self.proj.bias is not None:
+            nn.init.zeros_(self.proj.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(x).flatten(2).transpose(1, 2)
 
 
 class TimeEmbed(nn.Module):
-    """Time in [0, 1] -> Fourier features -> base embedding [B, D], and four time tokens [B, 4,
-    D].
-    """
+    """Time in [0, 1] -> Fourier features -> base embedding [B, D] and four tokens [B, 4, D]."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         # Frozen, but stored like a parameter: the frequencies are part of the trained function.
         self.W = nn.Parameter(torch.randn(FREQUENCIES), requires_grad=False)
-        self.mlp = nn.Sequential(
-            nn.Linear(2 * FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width)
-        )
+        first, second = nn.Linear(2 * FREQUENCIES, width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(first, nn.SiLU(), second)
         self.learnable_tokens = nn.Parameter(torch.randn(TIME_TOKENS, width) / math.sqrt(width))
-        for layer in (self.mlp[0], self.mlp[2]):
+        for layer in (first, second):
             nn.init.normal_(layer.weight, std=0.02)
 
     def forward(self, t: Tensor) -> tuple[Tensor, Tensor]:
         phase = 2 * math.pi * t.float()[:, None] * self.W.float()
-        base = self.mlp(torch.cat([phase.sin(), phase.cos()], dim=1).to(self.mlp[0].weight.dtype))
+        base = self.mlp(torch.cat([phase.sin(), phase.cos()], dim=1).to(t.dtype))
         return base, base[:, None] + self.learnable_tokens
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nanogen import recipes, registry
 from nanogen.bench.table import Cell, Column, Table
 
@@ -25,6 +27,6 @@ def table(title: str, kind: str) -> Table:
     return _rows(title, (kind, "what", "licence", "needs"), found)
 
 
-def _rows(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+def _rows(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
     cells = tuple(tuple(Cell(text) for text in row) for row in rows)
     return Table(title, tuple(Column(name) for name in columns), cells)

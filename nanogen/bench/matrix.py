@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from rich.console import Console
 
 from nanogen import config, recipes
 from nanogen.bench import record
-from nanogen.errors import ConfigError, suggest
+from nanogen.errors import ConfigError, RunFailed, suggest
 from nanogen.files import whole_file, writable_folder
 from nanogen.run import Run
 from nanogen.run_folder import CONFIG, refuse_other
@@ -164,7 +164,7 @@ def train_all(todo: list[Cell], jobs: int) -> None:
         )
 
 
-class CellFailed(RuntimeError):
+class CellFailed(RunFailed):
     """A run of the benchmark ended with an error."""
 
 
@@ -188,7 +188,7 @@ def _start(cell: Cell) -> subprocess.Popen[bytes]:
 
 
 @contextlib.contextmanager
-def _ended_with_us(running: dict[Cell, subprocess.Popen[bytes]]) -> Iterator[None]:
+def _ended_with_us(running: dict[Cell, subprocess.Popen[bytes]]) -> Generator[None, None, None]:
     """Whatever ends this process, by an error or a signal, ends the cells too, and gives them time
     to save.
     """

@@ -29,7 +29,7 @@ from nanogen.cli import (
     sample,
     train,
 )
-from nanogen.errors import UserError
+from nanogen.errors import RunFailed, UserError
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "bench": bench.main,
@@ -69,6 +69,8 @@ def main() -> None:
         sys.exit(status if isinstance(status, int) else 0)
     except UserError as error:
         _fail(str(error), 2, error, debug)
+    except RunFailed as error:
+        _fail(str(error), 1, error, debug)
     except KeyboardInterrupt as error:
         _fail("interrupted", 130, error, debug)
     except BrokenPipeError:
@@ -80,7 +82,7 @@ def main() -> None:
             _fail(f"{error.format_message()} (see nanogen --help)", 2, error, debug)
         elif error.__class__.__name__ == "Abort":
             _fail("aborted", 1, error, debug)
-        elif error.__class__.__name__ == "Diverged":
+        elif isinstance(error, OSError):
             _fail(str(error), 1, error, debug)
         else:
             raise

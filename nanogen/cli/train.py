@@ -34,11 +34,14 @@ def main(
     from nanogen.train.loop import train
 
     run = chosen_run(preset, source, overrides)
+    folder = out or Path("runs") / run.name
     with dist.processes(pick_device(run.machine.device)):
         parts = build(run)
-        folder = run_folder.prepare(run, out or Path("runs") / run.name, fresh)
-        if dist.rank() == 0:
-            print(run_folder.describe(parts, folder))
-        progress = train(parts, folder, evaluation.hooks(parts, folder), max_minutes)
-        if dist.rank() == 0 and progress.seen >= run.train.images:
+        hooks = evaluation.hooks(parts, folder)
+        with run_folder.held(folder):
+            run_folder.prepare(run, folder, fresh)
+            if dist.rank() == 0:
+                print(run_folder.describe(parts, folder), flush=True)
+            finished = train(parts, folder, hooks, max_minutes)
+        if dist.rank() == 0 and finished:
             print(f"done: {folder}; draw from it with: nanogen sample {folder}")

@@ -10,7 +10,9 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from nanogen import dist
+from nanogen.errors import UserError
 from nanogen.tasks.base import Task
+from nanogen.train.signals import SIGNALS
 from nanogen.types import Batch
 
 
@@ -22,16 +24,16 @@ def batches(task: Task, seen: int, batch: int, micro: int, workers: int) -> Iter
     """
     plan = _Plan(task, seen, batch, micro)
     if not workers:
-        return map(plan.__getitem__, itertools.count())
+        return map(_unwrapped, map(plan.__getitem__, itertools.count()))
     loader = DataLoader(
         plan,
         batch_size=None,
         sampler=range(2**62),
         num_workers=workers,
         prefetch_factor=4,
-        worker_init_fn=_default_signals,
+        worker_init_fn=_deaf,
     )
-    return iter(loader)
+    return map(_unwrapped, loader)
 
 
 def micro_batches(batch: int, micro: int) -> list[tuple[int, int]]:
@@ -40,21 +42,33 @@ def micro_batches(batch: int, micro: int) -> list[tuple[int, int]]:
     return [(start, min(micro, last - start)) for start in range(first, last, micro)]
 
 
-def _default_signals(worker: int) -> None:
-    """Workers must not inherit the handler that makes the trainer save and stop."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _deaf(worker: int) -> None:
+    """Workers end with the trainer, which needs them until it has saved: signals that go to the whole group of
+    processes (from a terminal, or a scheduler) are for the trainer alone.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
-class _Plan(Dataset[Batch]):
+def _unwrapped(batch: Batch | UserError) -> Batch:
+    if isinstance(batch, UserError):
+        raise batch
+    return batch
+
+
+class _Plan(Dataset[Batch | UserError]):
     """Micro-batch number i of this process, counted from position `seen`."""
 
     def __init__(self, task: Task, seen: int, batch: int, micro: int) -> None:
         self.task, self.seen, self.batch = task, seen, batch
         self.pieces = micro_batches(batch, micro)
 
-    def __getitem__(self, number: int) -> Batch:
-        step, piece = divmod(number, len(self.pieces))
+    def __getitem__(self, index: int) -> Batch | UserError:
+        step, piece = divmod(index, len(self.pieces))
         offset, size = self.pieces[piece]
         start = self.seen + step * self.batch + offset
-        return self.task.batch(np.arange(start, start + size, dtype=np.int64))
+        try:
+            return self.task.batch(np.arange(start, start + size, dtype=np.int64))
+        except UserError as error:
+            # Raised in a worker, its one line would arrive inside a traceback.
+            return error

@@ -8,7 +8,8 @@ float64 and, for the metrics that need them, rows of features: never images.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ def choose(names: Sequence[str], kind: str, samples: int, context: Context) -> l
     """The named metrics, checked against the task's kind and the number of samples."""
     chosen = []
     for name in names:
-        target = registry.get("metric", name)
+        target: type[Metric] = registry.get("metric", name)
         if target.task not in (kind, "any"):
             raise MetricError(
                 f"metric {name} is for {target.task} tasks, this one is {kind}; leave it out"
@@ -71,8 +72,17 @@ def measure(
     return scores
 
 
-def drawn(sampler: Sampler, task: Task, samples: int) -> Iterator[tuple[Request, Tensor]]:
-    """This process's share of samples 0 .. `samples` of a task's evaluation, batch by batch."""
+def drawn(
+    sampler: Sampler, task: Task, samples: int, check: Callable[[], None]
+) -> Iterator[tuple[Request, Tensor]]:
+    """This process's share of samples 0 .. `samples` of a task's evaluation, batch by batch.
+
+    `check` is called before each batch, equally often on every process: it may be collective.
+    """
     rank, world = dist.rank(), dist.world()
     request = task.request(samples * rank // world, samples * (rank + 1) // world)
-    yield from sampler.stream(request)
+    batches = sampler.stream(request)
+    largest_share = -(-samples // world)
+    for _ in range(-(-largest_share // sampler.sampling.batch)):
+        check()
+        yield from itertools.islice(batches, 1)

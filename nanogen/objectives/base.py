@@ -14,6 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -91,7 +92,16 @@ class Objective(nn.Module, ABC):
     def __init__(self, facts: Facts, terms: Mapping[str, Term]) -> None:
         super().__init__()
         self.seed = facts.seed
-        self.terms = nn.ModuleDict(terms)
+        self._terms = nn.ModuleDict(terms)
+
+    @property
+    def terms(self) -> dict[str, Term]:
+        return {name: cast(Term, term) for name, term in self._terms.items()}
+
+    @property
+    def leaves(self) -> dict[str, int]:
+        """Widths of the leaves that the terms add to the state."""
+        return {leaf: width for term in self.terms.values() for leaf, width in term.leaves.items()}
 
     @abstractmethod
     def forward(self, network: Backbone, inputs: Inputs) -> Losses:

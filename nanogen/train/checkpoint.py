@@ -4,7 +4,8 @@
         model.safetensors          weights that are trained, by name
         ema.safetensors            their averages
         optimiser.safetensors      "<parameter>/<moment>"
-        state.json                 the clock, the log window, and the hash of each file
+        state.json                 the clock and the log window
+        hashes.json                the hash of each file above
 
 A resumed run needs nothing else: data order, noise and learning rate are functions of the clock.
 """
@@ -24,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from nanogen.errors import CheckpointError
+from nanogen.errors import CheckpointError, RunFailed
 from nanogen.files import whole_folder, write_text
 from nanogen.model import Model
 from nanogen.train.ema import Ema
@@ -32,6 +33,7 @@ from nanogen.train.ema import Ema
 log = logging.getLogger(__name__)
 
 STATE = "state.json"
+HASHES = "hashes.json"
 
 
 @dataclass
@@ -57,28 +59,43 @@ def save(
     optimiser: torch.optim.Optimizer,
     keep: int,
 ) -> Path:
-    """Write checkpoint `progress.seen` into `folder`, then drop all but the newest `keep`."""
+    """Write checkpoint `progress.seen` into `folder`, then drop all but the newest `keep`.
+
+    RunFailed where it cannot be written, such as on a full disk; older checkpoints are untouched.
+    """
     target = folder / f"{progress.seen:012d}"
-    if (target / STATE).exists():
-        return target
-    shutil.rmtree(target, ignore_errors=True)
-    with whole_folder(target) as part:
-        tensors = {
-            "model": {name: p.detach() for name, p in model.state_dict().items()},
-            "ema": ema.values,
-            "optimiser": moments(optimiser, model.trained()),
-        }
-        hashes = {}
-        for name, group in tensors.items():
-            file = part / f"{name}.safetensors"
-            save_file({key: value.contiguous().cpu() for key, value in group.items()}, file)
-            hashes[file.name] = _hash(file)
-        write_text(
-            part / STATE, json.dumps({"progress": asdict(progress), "sha256": hashes}, indent=1)
-        )
-    for old in sorted(_named(folder))[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+    tensors = {
+        "model": {name: p.detach() for name, p in model.state_dict().items()},
+        "ema": ema.values,
+        "optimiser": moments(optimiser, model.trained()),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if target.exists():
+            if broken(target) is None:
+                return target
+            shutil.rmtree(target)
+        with whole_folder(target) as part:
+            _fill(part, tensors, progress)
+    except (OSError, SafetensorError) as error:
+        raise RunFailed(
+            f"cannot save checkpoint {target}: {error}; make room there, and the same command "
+            "continues from the checkpoint before"
+        ) from error
+    # Newer ones can only be broken, or training would have continued from them.
+    older = [path for path in sorted(_named(folder)) if path.name <= target.name]
+    for path in older[:-keep]:
+        shutil.rmtree(path, ignore_errors=True)
     return target
+
+
+def _fill(part: Path, tensors: Mapping[str, Mapping[str, Tensor]], progress: Progress) -> None:
+    for name, group in tensors.items():
+        file = part / f"{name}.safetensors"
+        save_file({key: value.contiguous().cpu() for key, value in group.items()}, file)
+    write_text(part / STATE, json.dumps(asdict(progress), indent=1))
+    hashes = {file.name: _hash(file) for file in sorted(part.iterdir())}
+    write_text(part / HASHES, json.dumps(hashes, indent=1))
 
 
 def latest(folder: Path) -> Path | None:
@@ -94,11 +111,13 @@ def latest(folder: Path) -> Path | None:
 def broken(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
-        hashes = json.loads((path / STATE).read_text(encoding="utf-8"))["sha256"]
+        hashes = json.loads((path / HASHES).read_text(encoding="utf-8"))
         for name, digest in hashes.items():
             if _hash(path / name) != digest:
                 return f"{name} is not what was written"
-    except (OSError, ValueError, KeyError) as error:
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     return None
 
@@ -109,8 +128,8 @@ def load(path: Path, model: Model, ema: Ema, optimiser: torch.optim.Optimizer) -
         model.load_state_dict(load_file(path / "model.safetensors"), strict=True)
         load_ema(path, ema)
         _restore(optimiser, model.trained(), load_file(path / "optimiser.safetensors"))
-        return Progress(**json.loads((path / STATE).read_text(encoding="utf-8"))["progress"])
-    except (RuntimeError, SafetensorError, OSError, ValueError, TypeError) as error:
+        return Progress(**json.loads((path / STATE).read_text(encoding="utf-8")))
+    except (RuntimeError, SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         raise _unfit(path, error) from error
 
 
@@ -123,8 +142,8 @@ def load_weights(path: Path, model: Model, weights: str) -> int:
             load_ema(path, ema)
             for name, p in model.trained().items():
                 p.data.copy_(ema.values[name])
-        return int(json.loads((path / STATE).read_text(encoding="utf-8"))["progress"]["seen"])
-    except (RuntimeError, SafetensorError, OSError, ValueError) as error:
+        return int(json.loads((path / STATE).read_text(encoding="utf-8"))["seen"])
+    except (RuntimeError, SafetensorError, OSError, ValueError, KeyError) as error:
         raise _unfit(path, error) from error
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -16,21 +16,27 @@ class Ema:
     thousands of steps to fade.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], decay: float, warmup: bool = False
+    ) -> None:
+        """`warmup`: in early steps average over a tenth of the past only, so that the initial
+        weights fade however short the run is.
+        """
         self.parameters = dict(parameters)
-        self.decay = decay
+        self.decay, self.warmup = decay, warmup
         self.values: dict[str, Tensor] = {
             name: p.detach().float().clone() for name, p in self.parameters.items()
         }
 
     @torch.no_grad()
-    def update(self) -> None:
-        """value <- decay * value + (1 - decay) * weight."""
+    def update(self, steps: int) -> None:
+        """value <- decay * value + (1 - decay) * weight, after optimiser step number `steps`."""
+        decay = min(self.decay, (1 + steps) / (10 + steps)) if self.warmup else self.decay
         weights = [p.float() for p in self.parameters.values()]
-        torch._foreach_lerp_(list(self.values.values()), weights, 1 - self.decay)
+        torch._foreach_lerp_(list(self.values.values()), weights, 1 - decay)
 
     @contextmanager
-    def applied(self) -> Iterator[None]:
+    def applied(self) -> Generator[None, None, None]:
         """Within, the model holds the averages; afterwards its own weights again, bit for bit."""
         own = {name: p.data for name, p in self.parameters.items()}
         try:

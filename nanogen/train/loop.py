@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from nanogen import dist
 from nanogen.data.loader import batches, micro_batches
-from nanogen.errors import RunFailed
+from nanogen.errors import ConfigError, RunFailed
 from nanogen.model import to_device
 from nanogen.run import Parts, Run
 from nanogen.train import checkpoint
@@ -42,8 +42,10 @@ class Diverged(RunFailed):
 
 @dataclass
 class Hooks:
-    """What happens at due moments; each is called on every process with the averaged weights in
-    place.
+    """What happens at due moments, on every process, with the averaged weights in place.
+
+    A moment may come again after a resume. An evaluation calls its second argument between batches:
+    it ends a run that was asked to stop.
     """
 
     sample: Callable[[int], None] = field(default=lambda seen: None)
@@ -56,6 +58,11 @@ class Trainer:
     def __init__(self, parts: Parts) -> None:
         self.parts, self.run = parts, parts.run
         model = parts.model
+        if self.run.train.batch < dist.world():
+            raise ConfigError(
+                f"train.batch={self.run.train.batch} gives {dist.world()} processes less than an "
+                "image each; raise it or start fewer"
+            )
         if dist.world() > 1:
             devices = [parts.device.index or 0] if parts.device.type == "cuda" else None
             self.network: nn.Module = nn.parallel.DistributedDataParallel(
@@ -66,7 +73,7 @@ class Trainer:
         if self.run.machine.compile:
             self.network = torch.compile(self.network)  # type: ignore[assignment]
         # Built from the wrapped model: weights are the same on every process from here on.
-        self.ema = Ema(model.trained(), self.run.train.ema)
+        self.ema = Ema(model.trained(), self.run.train.ema, self.run.train.ema_warmup)
         self.optimiser = self.run.optimiser.build(model.trained())
         self.rates = [group["lr"] for group in self.optimiser.param_groups]
         self.progress = Progress()
@@ -90,7 +97,7 @@ class Trainer:
             self._skip(values)
         else:
             self.optimiser.step()
-            self.ema.update()
+            self.ema.update(self.progress.steps)
             self.bad_in_a_row = 0
         self.optimiser.zero_grad(set_to_none=True)
         progress.seen += train.batch

@@ -11,6 +11,7 @@ import chz
 import torch
 from torch import Tensor, nn
 
+from nanogen.errors import ConfigError
 from nanogen.registry import register
 
 
@@ -21,6 +22,13 @@ class AdamWConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.0
+
+    @chz.validate
+    def _ranges(self) -> None:
+        if min(self.lr, self.eps, self.weight_decay) < 0:
+            raise ConfigError("optimiser: lr, eps and weight_decay must not be negative")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"optimiser: betas={self.betas} must lie in [0, 1)")
 
     def build(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.AdamW(
@@ -47,6 +55,13 @@ class MuonConfig:
     momentum: float = 0.95
     weight_decay: float = 0.0
     adamw: AdamWConfig = chz.field(default_factory=lambda: AdamWConfig(lr=2e-3))
+
+    @chz.validate
+    def _ranges(self) -> None:
+        if min(self.lr, self.weight_decay) < 0 or not 0 <= self.momentum < 1:
+            raise ConfigError(
+                "optimiser: lr and weight_decay must not be negative, momentum must lie in [0, 1)"
+            )
 
     def build(self, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
         matrices = {
@@ -77,7 +92,7 @@ class Muon(torch.optim.Optimizer):
         adamw.state = self.state
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: object = None) -> None:  # ty: ignore[incompatible-method-override]
         group = self.param_groups[0]
         alike: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
         for p in group["params"]:
