@@ -107,7 +107,7 @@ def switches(kind: str) -> type:
 def flatten(config: object, prefix: str = "") -> Flat:
     """Every value of a config, by its dotted path."""
     flat: Flat = {}
-    for name, spec in chz.chz_fields(config).items():  # type: ignore[attr-defined]
+    for name, spec in chz.chz_fields(config).items():
         value, path = getattr(config, name), f"{prefix}{name}"
         if not chz.is_chz(value):
             flat[path] = value

@@ -1,7 +1,7 @@
 """Errors that a user can act on. The command line prints one line for each and exits with status 2.
 
-A RunFailed ends in one line and status 1. Everything else that is raised is a defect of ours: status 1, with a
-traceback.
+A RunFailed ends in one line and status 1. Everything else that is raised is a defect of ours:
+status 1, with a traceback.
 """
 
 from __future__ import annotations

@@ -40,8 +40,8 @@ IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 def hooks(parts: Parts, folder: Path) -> Hooks:
     """What a training run does at its due moments: a grid of samples, records of its metrics.
 
-    What the folder already holds is not done again. MetricError where a metric does not suit the run, so that this is
-    known before training and not after it.
+    What the folder already holds is not done again. Raises MetricError where a metric does not suit
+    the run: better before training than after it.
     """
     chosen_metrics(parts)
 
@@ -66,8 +66,9 @@ def measured(run: Run, folder: Path, seen: int) -> bool:
 
 
 def save_grid(parts: Parts, target: Path) -> None:
-    """A fixed set of samples as one picture, unless it is there: the same seeds at every moment, so that pictures can
-    be compared.
+    """A fixed set of samples as one picture, unless it is there.
+
+    The same seeds at every moment, so that pictures can be compared.
     """
     if dist.rank() == 0 and not target.exists():
         request = parts.task.request(0, GRID)
@@ -104,7 +105,7 @@ def chosen_metrics(parts: Parts) -> list[Metric]:
 
 
 def evaluate(opened: Opened, check: Check = lambda: None) -> list[Record]:
-    """Draw the samples of a run's evaluation and measure them; on every process, the same records on each.
+    """Draw the samples of a run's evaluation and measure them; the same records on every process.
 
     `check` is called before each batch of samples; what it raises ends the evaluation.
     """

@@ -49,7 +49,8 @@ class Model(nn.Module):
             condition = self.conditioner.encode(batch).to(device)
         null = self.conditioner.null(len(batch)).to(device)
         kept = rng.uniform(self.objective.seed, "dropout", batch.keys, 1)[:, 0] >= self.dropout
-        inputs = Inputs(batch, latents, condition.where(kept, null), kept)  # type: ignore[arg-type]
+        condition = condition.where(kept, null)  # ty: ignore[invalid-argument-type]
+        inputs = Inputs(batch, latents, condition, kept)
         losses = self.objective(self.backbone, inputs)
         return dict(losses.parts), dict(losses.weights)
 

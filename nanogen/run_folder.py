@@ -60,7 +60,7 @@ def held(folder: Path) -> Generator[None, None, None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise CheckpointError(
-                f"{folder} is being trained in by another process; end that, or choose another --out"
+                f"{folder} is in use by another training process; end it, or choose another --out"
             ) from None
         except OSError as error:
             log.warning("%s cannot be locked (%s); train in it only once at a time", folder, error)
@@ -113,7 +113,7 @@ def open_run(folder: Path, weights: str = "ema", overrides: list[str] | None = N
         run = config.override(run, overrides)
     path = checkpoint.latest(folder / "checkpoints")
     if path is None:
-        raise CheckpointError(f"{folder} has no whole checkpoint yet; train it for longer")
+        raise CheckpointError(f"{folder} has no checkpoint yet; train it for longer")
     parts = build(run)
     seen = checkpoint.load_weights(path, parts.model, weights)
     parts.model.eval()

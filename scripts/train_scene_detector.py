@@ -1,6 +1,6 @@
 """Train the scene detector and write `nanogen/assets/scene_detector.safetensors`.
 
-    python scripts/train_scene_detector.py            # about 15 minutes of one core
+    python scripts/train_scene_detector.py            # about 20 CPU minutes, one thread
 
 Scenes are composed on the fly from the silhouettes of the training split; the validation split
 picks the weights, the temperature and the counting threshold; the held-out split is only reported.

@@ -29,7 +29,7 @@ TINY = [
     "evaluation.samples=8",
     "machine.device=cpu",
 ]
-"""overrides of an embedded preset: a model of 150 thousand parameters, eight steps of eight images"""
+"""overrides of an embedded preset: a model of a hundred thousand parameters, eight steps"""
 
 
 def tiny_run(preset: str = "animals/pixels-v", *overrides: str) -> Run:

@@ -78,8 +78,9 @@ def main() -> None:
         # flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
-        if hasattr(error, "format_message"):  # what Typer raises for a wrong option or argument
-            _fail(f"{error.format_message()} (see nanogen --help)", 2, error, debug)
+        explain = getattr(error, "format_message", None)
+        if explain is not None:  # what Typer raises for a wrong option or argument
+            _fail(f"{explain()} (see nanogen --help)", 2, error, debug)
         elif error.__class__.__name__ == "Abort":
             _fail("aborted", 1, error, debug)
         elif isinstance(error, OSError):

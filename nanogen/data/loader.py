@@ -43,8 +43,9 @@ def micro_batches(batch: int, micro: int) -> list[tuple[int, int]]:
 
 
 def _deaf(worker: int) -> None:
-    """Workers end with the trainer, which needs them until it has saved: signals that go to the whole group of
-    processes (from a terminal, or a scheduler) are for the trainer alone.
+    """Signals to a whole group of processes, from a terminal or a scheduler, are for the trainer.
+
+    It needs its workers until it has saved, and they end with it.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ def choose(names: Sequence[str], kind: str, samples: int, context: Context) -> l
     """The named metrics, checked against the task's kind and the number of samples."""
     chosen = []
     for name in names:
-        target: type[Metric] = registry.get("metric", name)
+        target = cast(type[Metric], registry.get("metric", name))
         if target.task not in (kind, "any"):
             raise MetricError(
                 f"metric {name} is for {target.task} tasks, this one is {kind}; leave it out"

@@ -59,6 +59,8 @@ class Step:
     prediction: Prediction
     velocity: State
     """predicted velocity, whatever the network predicts"""
+    target: State
+    """velocity of the path: what `velocity` is regressed on"""
 
 
 class Term(nn.Module):
@@ -92,16 +94,17 @@ class Objective(nn.Module, ABC):
     def __init__(self, facts: Facts, terms: Mapping[str, Term]) -> None:
         super().__init__()
         self.seed = facts.seed
-        self._terms = nn.ModuleDict(terms)
+        self.terms = nn.ModuleDict(terms)
 
     @property
-    def terms(self) -> dict[str, Term]:
-        return {name: cast(Term, term) for name, term in self._terms.items()}
+    def added(self) -> dict[str, Term]:
+        """The terms, by name."""
+        return {name: cast(Term, term) for name, term in self.terms.items()}
 
     @property
     def leaves(self) -> dict[str, int]:
         """Widths of the leaves that the terms add to the state."""
-        return {leaf: width for term in self.terms.values() for leaf, width in term.leaves.items()}
+        return {leaf: width for term in self.added.values() for leaf, width in term.leaves.items()}
 
     @abstractmethod
     def forward(self, network: Backbone, inputs: Inputs) -> Losses:

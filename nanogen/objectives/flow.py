@@ -67,7 +67,7 @@ class Flow(Objective):
 
     def forward(self, network: Backbone, inputs: Inputs) -> Losses:
         clean = {"image": inputs.latents}
-        for term in self.terms.values():
+        for term in self.added.values():
             clean |= term.clean_leaves(inputs.batch)
         keys = inputs.batch.keys
         t = path.logit_normal(
@@ -78,16 +78,13 @@ class Flow(Objective):
             for name, x in clean.items()
         }
         noisy = path.leafwise(lambda x, e: path.mix(x, e, t), clean, noise)
-        want = {feature for term in self.terms.values() for feature in term.want}
+        want = {feature for term in self.added.values() for feature in term.want}
         prediction = network(noisy, t, inputs.condition, want=sorted(want))
         velocity = self.velocity(prediction.state, noisy, t)
-        errors = path.leafwise(
-            lambda v, x, e: (v - path.velocity(x, e)).square().flatten(1).mean(1),
-            velocity,
-            clean,
-            noise,
+        target = path.leafwise(path.velocity, clean, noise)
+        return self._collect(
+            Step(inputs.batch, clean, noisy, t, prediction, velocity=velocity, target=target)
         )
-        return self._collect(errors, Step(inputs.batch, clean, noisy, t, prediction, velocity))
 
     def velocity(self, prediction: State, noisy: State, t: Tensor) -> State:
         if self.config.prediction == "v":
@@ -99,10 +96,13 @@ class Flow(Objective):
             noisy,
         )
 
-    def _collect(self, errors: State, step: Step) -> Losses:
+    def _collect(self, step: Step) -> Losses:
         """The regression of each leaf, and the loss of each term."""
+        errors = path.leafwise(
+            lambda v, v_true: (v - v_true).square().flatten(1).mean(1), step.velocity, step.target
+        )
         parts, weights = {"flow": errors["image"]}, {"flow": 1.0}
-        for name, term in self.terms.items():
+        for name, term in self.added.items():
             for leaf in term.leaves:
                 parts[leaf], weights[leaf] = errors[leaf], term.weight
             loss = term.loss(step)

@@ -77,7 +77,9 @@ class Sampler:
     def noise(self, indices: Tensor) -> State:
         """The state at t = 1 of samples `indices` [B]."""
         latent, keys = self.tokenizer.spec, indices.to(self.device)
-        shapes: dict[str, tuple[int, ...]] = {"image": (latent.channels, latent.height, latent.width)}
+        shapes: dict[str, tuple[int, ...]] = {
+            "image": (latent.channels, latent.height, latent.width)
+        }
         shapes |= {leaf: (width,) for leaf, width in self.leaves.items()}
         return {
             leaf: rng.normal(self.sampling.seed, f"sample/{leaf}", keys, shape)

@@ -99,12 +99,21 @@ def _fill(part: Path, tensors: Mapping[str, Mapping[str, Tensor]], progress: Pro
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a folder; broken ones are passed over with a reason."""
-    for path in sorted(_named(folder), reverse=True):
+    """The newest whole checkpoint of a folder, None where there are no checkpoints.
+
+    Broken ones are passed over with a reason; CheckpointError where all of them are broken.
+    """
+    found = sorted(_named(folder), reverse=True)
+    for path in found:
         reason = broken(path)
         if reason is None:
             return path
         log.warning("checkpoint %s is skipped: %s", path, reason)
+    if found:
+        raise CheckpointError(
+            f"none of the {len(found)} checkpoints in {folder} is whole ({reason}); "
+            "restore one, or start over with nanogen train --fresh"
+        )
     return None
 
 

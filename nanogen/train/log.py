@@ -69,8 +69,9 @@ class Display:
         if self.quiet:
             return
         if self.bar is not None:
-            fields = {} if loss is None else {"note": f"loss {loss:.4f}"}
-            self.bar.update(self.task, completed=seen, **fields)
+            self.bar.update(self.task, completed=seen)
+            if loss is not None:
+                self.bar.update(self.task, note=f"loss {loss:.4f}")
             return
         elapsed = time.monotonic() - self.start
         if loss is None or elapsed - self.printed < 10:

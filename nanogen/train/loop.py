@@ -66,7 +66,7 @@ class Trainer:
         if dist.world() > 1:
             devices = [parts.device.index or 0] if parts.device.type == "cuda" else None
             self.network: nn.Module = nn.parallel.DistributedDataParallel(
-                model, device_ids=devices, gradient_as_bucket_view=True, static_graph=True
+                model, device_ids=devices, gradient_as_bucket_view=True
             )
         else:
             self.network = model
@@ -159,9 +159,9 @@ class Trainer:
 
 
 def train(parts: Parts, folder: Path, hooks: Hooks, max_minutes: float | None = None) -> bool:
-    """Train a run from the newest checkpoint in `folder`, if there is one; returns whether it came to its end.
+    """Train a run, from the newest checkpoint in `folder` if there is one; True if it ended.
 
-    A signal or the time limit ends it earlier, with a checkpoint from which the same command continues.
+    A signal or the time limit ends it earlier, with a checkpoint for the same command to continue.
     """
     trainer, found = Trainer(parts), checkpoint.latest(folder / "checkpoints")
     if found is not None:
@@ -223,7 +223,7 @@ def _observe(trainer: Trainer, hooks: Hooks, check: Check) -> None:
 
 
 def _gather(progress: Progress, values: dict[str, float]) -> None:
-    """Add a step to the log window; one that was skipped for not being finite would only poison the means."""
+    """Add a step to the log window, unless it was not finite and would only poison the means."""
     if not all(map(_finite, values.values())):
         return
     for name, value in values.items():
@@ -247,7 +247,7 @@ def _line(progress: Progress, seconds: float, first: int) -> dict[str, float | i
 
 
 def _due(run: Run, seen: int, every: int) -> bool:
-    """Whether the step that ended at `seen` passed a multiple of `every` images, or was the last."""
+    """Whether the step that ended at `seen` passed a multiple of `every`, or was the last."""
     return seen >= run.train.images or seen // every > (seen - run.train.batch) // every
 
 

@@ -99,23 +99,23 @@ class Muon(torch.optim.Optimizer):
             if p.grad is not None:
                 alike[p.shape].append(p)
         for shape, matrices in alike.items():
-            gradients = [p.grad for p in matrices]
-            momenta = [self._momentum(p) for p in matrices]
-            torch._foreach_mul_(momenta, group["momentum"])
-            torch._foreach_add_(momenta, gradients)
-            # Nesterov: look one momentum step ahead.
-            ahead = torch._foreach_add(gradients, momenta, alpha=group["momentum"])
-            updates = orthogonalised(torch.stack(ahead))
+            updates = orthogonalised(
+                torch.stack([self._ahead(p, group["momentum"]) for p in matrices])
+            )
             size = 0.2 * max(shape) ** 0.5  # update RMS of 0.2, that of AdamW (arXiv 2502.16982)
-            torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(matrices, list(updates.unbind()), alpha=-group["lr"] * size)
+            for p, update in zip(matrices, updates, strict=True):
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(update, alpha=-group["lr"] * size)
         self.adamw.step()
 
-    def _momentum(self, p: nn.Parameter) -> Tensor:
+    def _ahead(self, p: nn.Parameter, decay: float) -> Tensor:
+        """Update the momentum of a matrix; the gradient one momentum step ahead (Nesterov)."""
+        assert p.grad is not None
         state = self.state[p]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(p)
-        return state["momentum"]
+        state["momentum"].mul_(decay).add_(p.grad)
+        return p.grad.add(state["momentum"], alpha=decay)
 
 
 def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:

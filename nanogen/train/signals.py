@@ -1,7 +1,7 @@
 """Being asked to stop: a signal or a time limit sets a flag, and the loop looks at it between
 steps.
 
-The handler only sets a flag. The loop checks it between steps, and an evaluation between batches of samples.
+The handler only sets a flag. The loop checks it between steps, an evaluation between batches.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from nanogen import dist
 
 Check = Callable[[], None]
-"""raises Stopped, on every process, once any process was asked to stop; called equally often on each"""
+"""raises Stopped on every process once any was asked to stop; called equally often on each"""
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 

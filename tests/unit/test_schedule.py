@@ -35,7 +35,9 @@ def test_released(preset: str, step: int, expected: float) -> None:
     assert rate(preset, step) == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("preset, steps", [("imagenet/jit@paper", 100_080), ("t2i/jit@paper", 10**5)])
+@pytest.mark.parametrize(
+    "preset, steps", [("imagenet/jit@paper", 100_080), ("t2i/jit@paper", 10**5)]
+)
 def test_paper(preset: str, steps: int) -> None:
     """A linear rise from zero to 2e-4, then a linear fall that reaches 2e-5 at the end."""
     half = steps // 2
