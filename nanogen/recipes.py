@@ -26,14 +26,14 @@ Values = dict[str, Any]
 
 ANIMALS: Values = {
     "optimiser": "muon",
-    "optimiser.lr": 0.015,
+    "optimiser.lr": 0.02,
     "optimiser.adamw.lr": 2e-3,
     "backbone": "ddt",
     "backbone.depth": 4,
-    "backbone.width": 160,
+    "backbone.width": 128,
     "backbone.heads": 4,
     "backbone.decoder_depth": 1,
-    "backbone.decoder_width": 192,
+    "backbone.decoder_width": 160,
     "backbone.decoder_heads": 4,
     "schedule.final": 0.0,
     "schedule.warmup": 1_600,
@@ -44,7 +44,7 @@ ANIMALS: Values = {
     "train.log_every": 1_600,
     "train.save_every": 16_000,
     "train.sample_every": 16_000,
-    "sampling.steps": 25,
+    "sampling.steps": 20,
     "sampling.shift_base": None,
 }
 """what trains on two CPU cores; chosen by the sweep in docs/sweep.md"""

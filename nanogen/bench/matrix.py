@@ -38,10 +38,15 @@ SPEAK = 20.0
 
 @dataclass(frozen=True)
 class Budget:
-    """What a budget changes in the presets of a benchmark, by task."""
+    """What a budget changes in the presets of a benchmark."""
 
-    images: dict[str, int]
+    images: int
+    """to train on, for each run"""
+    samples: dict[str, int]
+    """to measure, by task"""
     overrides: tuple[str, ...] = ()
+    halfway: bool = False
+    """measure in the middle of the training too"""
 
 
 @dataclass(frozen=True)
@@ -54,15 +59,9 @@ BENCHMARKS = {
     "animals": Benchmark(
         tasks=("animals", "scenes"),
         budgets={
-            "smoke": Budget(
-                {"animals": 1_600, "scenes": 1_600},
-                ("schedule.warmup=320", "evaluation.samples=260", "sampling.steps=8"),
-            ),
-            "quick": Budget({"animals": 32_000, "scenes": 32_000}),
-            "full": Budget(
-                {"animals": 128_000, "scenes": 128_000},
-                ("evaluation.samples=2000", "train.ema=0.999"),
-            ),
+            "smoke": Budget(1_600, {"animals": 256, "scenes": 60}, ("sampling.steps=8",)),
+            "quick": Budget(18_000, {"animals": 400, "scenes": 265}),
+            "full": Budget(96_000, {"animals": 1_000, "scenes": 530}, halfway=True),
         },
     ),
 }
@@ -114,14 +113,16 @@ def cells(name: str, methods: list[str] | None, budget: str, folder: Path) -> li
 
 def _cell(benchmark: Benchmark, budget: str, task: str, method: str, folder: Path) -> Cell:
     chosen = benchmark.budgets[budget]
-    images = chosen.images[task]
-    marks = images // 4
-    values = [
+    marks = chosen.images // 4
+    values = (
         f"budget={budget}",
-        f"train.images={images}",
+        f"schedule.warmup={chosen.images // 20}",
+        f"train.images={chosen.images}",
         f"train.save_every={marks}",
         f"train.sample_every={marks}",
-    ]
+        f"evaluation.samples={chosen.samples[task]}",
+        f"evaluation.every={chosen.images // 2 if chosen.halfway else 0}",
+    )
     run = config.override(recipes.preset(f"{task}/{method}"), [*values, *chosen.overrides])
     return Cell(task, method, run, folder / f"{task}-{method}")
 
