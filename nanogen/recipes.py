@@ -223,7 +223,7 @@ def preset(name: str) -> Run:
         raise ConfigError(f"unknown preset {name!r}; {suggest(name, names())}")
     task, method, fidelity = _split(name)
     recipe = TASKS[task]
-    values = (
+    values: Values = (
         {"name": name}
         | recipe.shared
         | recipe.own

@@ -89,7 +89,11 @@ class Cell:
         folder = self.folder / "records"
         if not folder.is_dir():
             return False
-        measured = {r.metric for r in record.read(folder) if r.seen >= self.run.train.images}
+        measured = {
+            r.metric.partition("/")[0]
+            for r in record.read(folder)
+            if r.seen >= self.run.train.images
+        }
         return measured >= set(self.run.evaluation.metrics)
 
 

@@ -27,6 +27,7 @@ from nanogen.files import write_text
 from nanogen.run import Run
 from nanogen.run_folder import CONFIG, open_run
 from nanogen.sampling import draw
+from nanogen.train import checkpoint
 from nanogen.train.log import read
 
 SANITY = "sanity"
@@ -87,8 +88,8 @@ def own_records(folder: Path) -> list[Record]:
     found = [
         r
         for path in run_folders(folder)
+        if (path / "records").is_dir()
         for r in record.read(path / "records")
-        if (path / "records").exists()
     ]
     if not found:
         raise DataError(f"{folder} holds no records yet; train its runs to the end")
@@ -149,7 +150,9 @@ def _summary(records: list[Record], runs: int) -> str:
 
 
 def _grid(path: Path) -> Grid | None:
-    """Samples of a run's newest checkpoint, drawn once."""
+    """Samples of a run's newest checkpoint, drawn once; None where there is none yet."""
+    if checkpoint.latest(path / "checkpoints") is None:
+        return None
     opened = open_run(path)
     target = path / "samples" / f"{opened.seen:012d}"
     if not (target / "samples.json").exists():

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable
 
 import typer
@@ -91,6 +92,6 @@ def main() -> None:
 
 def _fail(message: str, status: int, error: BaseException, debug: bool) -> None:
     if debug:
-        raise error
+        traceback.print_exception(error)
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(status)

@@ -59,6 +59,8 @@ def measure(
         indices.append(request.indices)
         for metric in metrics:
             metric.update(seen)
+    if not indices:
+        raise MetricError("there are no samples to measure; draw at least one")
     order = dist.gather_rows(torch.cat(indices)).argsort(stable=True)
     scores: Scores = {}
     for metric in metrics:

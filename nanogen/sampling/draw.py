@@ -70,7 +70,10 @@ class Wanted:
             return [self.prompt]
         if self.prompts is not None:
             return read_prompts(self.prompts)
-        return list(parts.task.source.prompts()[:6])
+        offered = list(parts.task.source.prompts()[:6])
+        if not offered:
+            raise ConfigError("the data of this run offers no captions; use --prompt or --prompts")
+        return offered
 
 
 def draw(parts: Parts, wanted: Wanted, folder: Path, about: dict[str, str | int]) -> Path:
@@ -86,10 +89,11 @@ def draw(parts: Parts, wanted: Wanted, folder: Path, about: dict[str, str | int]
 
 
 def write(parts: Parts, request: Request, folder: Path, about: dict[str, str | int]) -> None:
-    """Draw a request into numbered PNG files; `samples.json`, written last, says what each one
-    is.
+    """Draw a request into numbered PNG files, in place of those that were drawn there before.
+
+    `samples.json`, written last, says what each one is.
     """
-    writable_folder(folder)
+    _clear(writable_folder(folder))
     captions, found = parts.task.captions(request), []
     for part, batch in parts.sampler().stream(request):
         for seed, image in zip(part.indices.tolist(), batch.cpu(), strict=True):
@@ -102,6 +106,14 @@ def write(parts: Parts, request: Request, folder: Path, about: dict[str, str | i
         {"run": parts.run.name, **about, "sampling": sampling, "samples": found}, indent=1
     )
     write_text(folder / SAMPLES, text)
+
+
+def _clear(folder: Path) -> None:
+    """Remove an older drawing; images of other origin have no `samples.json` beside them."""
+    if (folder / SAMPLES).exists():
+        for file in folder.glob("[0-9]" * 6 + ".png"):
+            file.unlink()
+        (folder / SAMPLES).unlink()
 
 
 def rows(folder: Path) -> list[dict[str, str]]:

@@ -1,0 +1,170 @@
+"""What every metric promises: no score depends on batches or order; too little is refused."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from parts import Excerpt, entries
+from torch import Tensor
+
+from nanogen.data.animals import Animals, AnimalsSource
+from nanogen.data.base import Source
+from nanogen.data.scenes import Scenes
+from nanogen.errors import MetricError
+from nanogen.metrics import harness
+from nanogen.metrics.base import Context
+from nanogen.registry import Entry
+from nanogen.types import Request
+
+every = pytest.mark.parametrize("entry", entries("metric"))
+SOURCES = {"class_conditional": Animals, "text_to_image": Scenes, "any": Animals}
+FEW = {"train": 600, "held-out": 300}
+"""real images behind the references: enough to be defined, quick to read"""
+
+
+@functools.cache
+def source(kind: str) -> Source:
+    data = SOURCES[kind]().build()
+    return Excerpt(data, FEW) if isinstance(data, AnimalsSource) else data
+
+
+@functools.cache
+def samples(kind: str, count: int) -> tuple[Request, Tensor]:
+    """Real held-out images in place of drawn ones, with their labels or texts."""
+    data = source(kind)
+    read = [data.read("held-out", i % data.count("held-out"), i) for i in range(count)]
+    images = torch.stack([sample.image for sample in read])
+    if kind == "text_to_image":
+        return Request(torch.arange(count), texts=tuple(s.text or "" for s in read)), images
+    return Request(torch.arange(count), labels=torch.tensor([s.label for s in read])), images
+
+
+def context(kind: str) -> Context:
+    return Context(source(kind), torch.device("cpu"))
+
+
+def measured(entry: Entry, order: Tensor, batch: int) -> dict:
+    kind = entry.target.task
+    request, images = samples(kind, len(order))
+
+    def batches() -> Iterator[tuple[Request, Tensor]]:
+        for rows in order.split(batch):
+            yield (
+                Request(
+                    request.indices[rows],
+                    None if request.labels is None else request.labels[rows],
+                    None if request.texts is None else tuple(request.texts[i] for i in rows),
+                ),
+                images[rows],
+            )
+
+    chosen = harness.choose([entry.name], tasks_of(entry)[0], len(order), context(kind))
+    return harness.measure(chosen, batches(), context(kind))
+
+
+def tasks_of(entry: Entry) -> list[str]:
+    kinds = ["class_conditional", "text_to_image"]
+    return kinds if entry.target.task == "any" else [entry.target.task]
+
+
+def count_of(entry: Entry) -> int:
+    return max(entry.target.minimum, 24)
+
+
+@functools.cache
+def plain(name: str) -> dict:
+    entry = next(p.values[0] for p in entries("metric") if p.values[0].name == name)
+    return measured(entry, torch.arange(count_of(entry)), 64)
+
+
+def assert_close(found: dict, expected: dict) -> None:
+    """Scores that agree up to float32 features, which differ in the last bit by batch size."""
+    assert found.keys() == expected.keys()
+    for name, (score, version) in expected.items():
+        other, other_version = found[name]
+        assert other_version == version and other.n == score.n
+        assert other.value == pytest.approx(score.value, rel=1e-4, abs=1e-6), name
+        if score.standard_error is None:
+            assert other.standard_error is None
+        else:
+            assert other.standard_error == pytest.approx(score.standard_error, rel=1e-3)
+
+
+@every
+def test_scores(entry: Entry) -> None:
+    found = plain(entry.name)
+    assert all(name == entry.name or name.startswith(f"{entry.name}/") for name in found)
+    for name, (score, version) in found.items():
+        assert version == entry.target.version >= 1
+        assert math.isfinite(score.value) and 0 < score.n <= count_of(entry), name
+        assert score.standard_error is None or score.standard_error > 0
+        for fact in score.facts.values():
+            assert isinstance(fact, str | int | float)
+
+
+@every
+@pytest.mark.parametrize("batch", [17, 1000])
+def test_any_batch_size(entry: Entry, batch: int) -> None:
+    assert_close(measured(entry, torch.arange(count_of(entry)), batch), plain(entry.name))
+
+
+@every
+def test_any_order(entry: Entry) -> None:
+    order = torch.randperm(count_of(entry), generator=torch.Generator().manual_seed(0))
+    assert_close(measured(entry, order, 64), plain(entry.name))
+
+
+@every
+def test_counts_are_exact(entry: Entry) -> None:
+    """Sums of whole numbers are equal to the last bit whatever the batches."""
+    kind = entry.target.task
+    request, images = samples(kind, 24)
+    found = []
+    for batch in (24, 5):
+        metric = entry.target(context(kind))
+        networks = functools.partial(harness.load_encoder, device=torch.device("cpu"))
+        for start in range(0, 24, batch):
+            rows = request.rows(start, start + batch)
+            metric.update(harness.Observation(images[start : start + batch], rows, networks))
+        found.append((metric.sums, {n: torch.cat(parts) for n, parts in metric.rows.items()}))
+    (sums, rows), (other_sums, other_rows) = found
+    for name, value in sums.items():
+        assert value.dtype == torch.float64 or not value.is_floating_point()
+        if torch.equal(value, value.round()):
+            assert torch.equal(other_sums[name], value)
+        torch.testing.assert_close(other_sums[name], value, rtol=1e-4, atol=1e-3)
+    for name, value in rows.items():
+        assert len(value) == 24
+        torch.testing.assert_close(other_rows[name], value, rtol=1e-3, atol=1e-4)
+
+
+@every
+def test_too_few_are_refused(entry: Entry) -> None:
+    if entry.target.minimum > 1:
+        with pytest.raises(MetricError, match=f"at least {entry.target.minimum}"):
+            measured(entry, torch.arange(entry.target.minimum - 1), 64)
+
+
+@every
+def test_nothing_is_refused(entry: Entry) -> None:
+    kind = entry.target.task
+    with pytest.raises(MetricError, match="no samples"):
+        harness.measure([entry.target(context(kind))], [], context(kind))
+
+
+@every
+def test_another_task_is_refused(entry: Entry) -> None:
+    for other in {"class_conditional", "text_to_image"} - set(tasks_of(entry)):
+        with pytest.raises(MetricError, match=f"{entry.name} is for {entry.target.task}"):
+            harness.choose([entry.name], other, 10**6, context(entry.target.task))
+
+
+@every
+def test_named_alike(entry: Entry) -> None:
+    assert entry.target.name == entry.name
+    # A Fréchet distance on a network that is not Inception's is not called FID.
+    assert "fid" not in entry.name or "inception" in entry.summary.lower()

@@ -1,0 +1,80 @@
+"""Every preset assembles: on the meta device, with stand-ins for what is not here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from parts import StandIn, StandInText
+
+from nanogen import recipes, registry
+from nanogen.data.base import Source
+from nanogen.model import Model, parameter_count
+from nanogen.run import Run, assemble, check
+from nanogen.types import ConditionSpec
+
+every = pytest.mark.parametrize("name", recipes.names())
+
+ABSENT_DATA = {"folder", "shards"}
+ABSENT_MODELS = {"hf-text": StandInText(ConditionSpec(width=1024, tokens=256))}
+"""what a test cannot have: the images of ImageNet and BLIP-3o, and a text encoder from a hub"""
+
+
+def name_of(part: object) -> str:
+    return registry.entry_of(type(part)).name
+
+
+def source_of(run: Run) -> Source:
+    data = run.task.data
+    return StandIn(data.size) if name_of(data) in ABSENT_DATA else data.build()
+
+
+def assembled(run: Run) -> Model:
+    source = source_of(run)
+    tokenizer = run.tokenizer.build(source.size)
+    absent = ABSENT_MODELS.get(name_of(run.conditioner))
+    conditioner = absent or run.conditioner.build(source)
+    with torch.device("meta"):
+        return assemble(run, source.size, tokenizer, conditioner)
+
+
+@every
+def test_assembles(name: str) -> None:
+    run = recipes.preset(name)
+    check(run)
+    model = assembled(run)
+    assert parameter_count(model) > 100_000 and model.trained()
+    assert all(p.is_meta for p in model.backbone.parameters())
+    optimiser = run.optimiser.build(model.trained())
+    held = {id(p) for group in optimiser.param_groups for p in group["params"]}
+    assert held == {id(p) for p in model.trained().values()}
+
+
+@every
+def test_is_described_in_a_line(name: str) -> None:
+    assert recipes.preset(name).name == name
+    assert "\n" not in recipes.describe(name) and len(recipes.describe(name)) < 200
+
+
+@every
+def test_metrics_exist_and_fit(name: str) -> None:
+    run = recipes.preset(name)
+    kind = name_of(run.task)
+    for metric in run.evaluation.metrics:
+        target = registry.get("metric", metric)
+        assert target.task in (kind, "any") and run.evaluation.samples >= target.minimum
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [("imagenet/jit", 615_252_244), ("t2i/jit", 615_271_700), ("imagenet/pixnerd", 615_252_244)],
+)
+def test_paper_sizes(name: str, expected: int) -> None:
+    assert parameter_count(assembled(recipes.preset(name)).backbone) == expected
+
+
+@every
+def test_paths_are_relative(name: str) -> None:
+    path = getattr(recipes.preset(name).task.data, "path", "data")
+    assert path == "data" or not Path(path).is_absolute()
