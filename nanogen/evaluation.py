@@ -62,7 +62,9 @@ def measured(run: Run, folder: Path, seen: int) -> bool:
         return False
     digest = config.digest(identity(run))
     mine = [r for r in record.read(folder) if (r.config_hash, r.weights) == (digest, "ema")]
-    return {r.metric for r in mine if r.seen == seen} >= set(run.evaluation.metrics)
+    # A metric with several scores names them "metric/part".
+    found = {r.metric.partition("/")[0] for r in mine if r.seen == seen}
+    return found >= set(run.evaluation.metrics)
 
 
 def save_grid(parts: Parts, target: Path) -> None:

@@ -76,14 +76,16 @@ def clear(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def refuse_other(run: Run, known: Run, folder: Path) -> None:
+def refuse_other(
+    run: Run, known: Run, folder: Path, instead: str = "use --fresh to start over"
+) -> None:
+    """CheckpointError, with what differs, unless both are one run; `instead` is what to do."""
     rows = config.differences(identity(known), identity(run))
     if rows:
         listed = ", ".join(f"{path}: {old} there, {new} here" for path, old, new in rows[:3])
         more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
         raise CheckpointError(
-            f"{folder} holds another run ({listed}{more}); "
-            "choose another --out, or --fresh to start over"
+            f"{folder} holds another run ({listed}{more}); choose another --out, or {instead}"
         )
 
 

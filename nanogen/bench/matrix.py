@@ -222,7 +222,8 @@ def run(
     writable_folder(folder)
     for cell in every:
         if (cell.folder / CONFIG).exists():
-            refuse_other(cell.run, config.read(Run, cell.folder / CONFIG), cell.folder)
+            known = config.read(Run, cell.folder / CONFIG)
+            refuse_other(cell.run, known, cell.folder, "remove that folder to start over")
     todo = [cell for cell in every if not cell.finished()]
     train_all(todo, jobs or os.cpu_count() or 1)
     return every

@@ -47,9 +47,10 @@ def _noise(request: Request, images: Tensor) -> Pair:
 
 
 def _shuffled(request: Request, images: Tensor) -> Pair:
-    """Each image is judged by the request of its neighbour."""
-    labels = None if request.labels is None else request.labels.roll(1)
-    texts = None if request.texts is None else (request.texts[-1], *request.texts[:-1])
+    """Each image is judged by a request from half a batch away: stored neighbours share a class."""
+    half = len(request) // 2
+    labels = None if request.labels is None else request.labels.roll(half)
+    texts = None if request.texts is None else (*request.texts[half:], *request.texts[:half])
     return dataclasses.replace(request, labels=labels, texts=texts), images
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
@@ -16,24 +16,36 @@ from nanogen.train.signals import SIGNALS
 from nanogen.types import Batch
 
 
-def batches(task: Task, seen: int, batch: int, micro: int, workers: int) -> Iterator[Batch]:
+def batches(
+    task: Task, seen: int, batch: int, micro: int, workers: int
+) -> Generator[Batch, None, None]:
     """The endless micro-batches of this process from position `seen` on.
 
     A step of `batch` images is cut into one run of positions for each process, and that into
     micro-batches of at most `micro` images. Which images a step holds depends on none of these.
+    Close it in the end (`contextlib.closing`), where it has workers.
     """
     plan = _Plan(task, seen, batch, micro)
-    if not workers:
-        return map(_unwrapped, map(plan.__getitem__, itertools.count()))
-    loader = DataLoader(
-        plan,
-        batch_size=None,
-        sampler=range(2**62),
-        num_workers=workers,
-        prefetch_factor=4,
-        worker_init_fn=_deaf,
-    )
-    return map(_unwrapped, loader)
+    found: Iterator[Batch | UserError] = map(plan.__getitem__, itertools.count())
+    if workers:
+        loader = DataLoader(
+            plan,
+            batch_size=None,
+            sampler=range(2**62),
+            num_workers=workers,
+            prefetch_factor=4,
+            worker_init_fn=_deaf,
+        )
+        found = iter(loader)
+    try:
+        for one in found:
+            if isinstance(one, UserError):
+                raise one
+            yield one
+    finally:
+        # Workers must be told to end while their queues are whole: when garbage is collected it is
+        # too late, and they wait for ever.
+        del found
 
 
 def micro_batches(batch: int, micro: int) -> list[tuple[int, int]]:
@@ -49,12 +61,6 @@ def _deaf(worker: int) -> None:
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-
-
-def _unwrapped(batch: Batch | UserError) -> Batch:
-    if isinstance(batch, UserError):
-        raise batch
-    return batch
 
 
 class _Plan(Dataset[Batch | UserError]):

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +72,7 @@ class Trainer:
         else:
             self.network = model
         if self.run.machine.compile:
-            self.network = torch.compile(self.network)  # type: ignore[assignment]
+            self.network = cast(nn.Module, torch.compile(self.network))
         # Built from the wrapped model: weights are the same on every process from here on.
         self.ema = Ema(model.trained(), self.run.train.ema, self.run.train.ema_warmup)
         self.optimiser = self.run.optimiser.build(model.trained())
@@ -116,10 +117,9 @@ class Trainer:
             with contextlib.nullcontext() if last else self._unsynchronised():
                 parts, weights = self._losses(next(stream))
                 share = {name: part.sum() / train.batch for name, part in parts.items()}
+                total = torch.stack([weights[name] * value for name, value in share.items()]).sum()
                 # DDP averages over processes; the shares of a batch must be summed.
-                (
-                    dist.world() * sum(weights[name] * value for name, value in share.items())
-                ).backward()
+                (dist.world() * total).backward()
             for name, value in share.items():
                 sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.detach()
         return sums
@@ -137,12 +137,9 @@ class Trainer:
             return self.network(batch, latents, condition)
 
     def _unsynchronised(self) -> contextlib.AbstractContextManager[None]:
-        """Micro-batches before the last keep their gradients to themselves: one reduction a
-        step.
-        """
-        return (
-            self.network.no_sync() if hasattr(self.network, "no_sync") else contextlib.nullcontext()
-        )  # type: ignore[operator]
+        """Micro-batches before the last keep their gradients: one reduction a step."""
+        wait = getattr(self.network, "no_sync", contextlib.nullcontext)
+        return wait()
 
     def _skip(self, values: dict[str, float]) -> None:
         self.progress.skipped += 1
@@ -194,18 +191,19 @@ def _steps(trainer: Trainer, folder: Path, hooks: Hooks, display: Display, check
     micro = run.machine.micro_batch or run.train.batch
     stream = batches(parts.task, progress.seen, run.train.batch, micro, run.machine.workers)
     started, first = time.monotonic(), progress.seen
-    while progress.seen < run.train.images:
-        values = trainer.step(stream)
-        _gather(progress, values)
-        if _due(run, progress.seen, run.train.log_every):
-            line = _line(progress, time.monotonic() - started, first)
-            if log is not None:
-                log.write(line)
-        display.show(progress.seen, values.get("flow"))
-        if _due(run, progress.seen, run.train.save_every):
-            _save(folder, trainer)
-        check()
-        _observe(trainer, hooks, check)
+    with contextlib.closing(stream):
+        while progress.seen < run.train.images:
+            values = trainer.step(stream)
+            _gather(progress, values)
+            if _due(run, progress.seen, run.train.log_every):
+                line = _line(progress, time.monotonic() - started, first)
+                if log is not None:
+                    log.write(line)
+            display.show(progress.seen, values.get("flow"))
+            if _due(run, progress.seen, run.train.save_every):
+                _save(folder, trainer)
+            check()
+            _observe(trainer, hooks, check)
 
 
 def _observe(trainer: Trainer, hooks: Hooks, check: Check) -> None:
