@@ -51,7 +51,6 @@ app = typer.Typer(
     help="Train and evaluate diffusion transformers on class-conditional and text-to-image tasks. "
     "Start with: nanogen bench animals",
     add_completion=False,
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     epilog="Every command takes --debug to show the traceback of an error.",
@@ -66,7 +65,7 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
-        status = app(arguments, standalone_mode=False)
+        status = app(arguments or ["--help"], prog_name="nanogen", standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)
     except UserError as error:
         _fail(str(error), 2, error, debug)

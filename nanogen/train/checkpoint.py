@@ -73,6 +73,7 @@ def save(
         folder.mkdir(parents=True, exist_ok=True)
         if target.exists():
             if broken(target) is None:
+                prune(target, keep)
                 return target
             shutil.rmtree(target)
         with whole_folder(target) as part:
@@ -82,11 +83,18 @@ def save(
             f"cannot save checkpoint {target}: {error}; make room there, and the same command "
             "continues from the checkpoint before"
         ) from error
-    # Newer ones can only be broken, or training would have continued from them.
-    older = [path for path in sorted(_named(folder)) if path.name <= target.name]
+    prune(target, keep)
+    return target
+
+
+def prune(newest: Path, keep: int) -> None:
+    """Drop all but `keep` checkpoints up to `newest`.
+
+    Newer ones are left: they can only be broken, or training would have continued from them.
+    """
+    older = [path for path in sorted(_named(newest.parent)) if path.name <= newest.name]
     for path in older[:-keep]:
         shutil.rmtree(path, ignore_errors=True)
-    return target
 
 
 def _fill(part: Path, tensors: Mapping[str, Mapping[str, Tensor]], progress: Progress) -> None:

@@ -169,7 +169,9 @@ def train(parts: Parts, folder: Path, hooks: Hooks, max_minutes: float | None = 
         try:
             check = functools.partial(stop.check, parts.device)
             if found is not None:
-                # A kill may have fallen between the checkpoint and what was due with it.
+                # A kill may have fallen between the checkpoint and what was due after it.
+                if lead:
+                    checkpoint.prune(found, parts.run.train.keep)
                 _observe(trainer, hooks, check)
             _steps(trainer, folder, hooks, display, check)
         except Stopped as reason:

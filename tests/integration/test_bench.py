@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 from tiny import PATCH, TINY, WORDS, checkpoints, environment, invoke, wait_for
 
-from nanogen.bench import matrix, page, record
+from nanogen.bench import matrix, page
 from nanogen.bench.matrix import Benchmark, Budget, Cell, CellFailed
 from nanogen.errors import CheckpointError
 
@@ -137,26 +136,3 @@ def test_another_run_in_a_cell_is_refused_before_anything_starts(tmp_path, monke
     micro(monkeypatch, "animals", images=128)
     with pytest.raises(CheckpointError, match="train.images: 64 there, 128 here"):
         matrix.run("animals", ["pixels-v"], "micro", 1, tmp_path)
-
-
-def test_a_cell_is_finished_by_records_of_its_end_only(tmp_path, monkeypatch):
-    micro(monkeypatch, "animals")
-    (cell,) = matrix.cells("animals", ["pixels-v"], "micro", tmp_path)
-    assert not cell.finished() and cell.seen() == 0
-    facts = {"run": cell.name, "task": "class_conditional", "method": "pixels-v", "version": 1}
-    facts |= {"value": 0.5, "standard_error": None, "n": 50, "higher_is_better": True}
-    for seen, finished in ((32, False), (64, True)):
-        one = record.Record(metric="accuracy-animals", seen=seen, **facts)
-        record.write(cell.folder / "records", one)
-        assert cell.finished() is finished
-
-
-def test_budgets_and_methods_make_the_cells(tmp_path):
-    for budget in ("smoke", "quick", "full"):
-        cells = matrix.cells("animals", None, budget, tmp_path)
-        assert {cell.task for cell in cells} == {"animals", "scenes"}
-        assert all(cell.run.budget == budget for cell in cells)
-        assert len({cell.folder for cell in cells}) == len(cells) >= 4
-    assert json.dumps(
-        [cell.name for cell in matrix.cells("animals", ["pixels-x"], "quick", tmp_path)]
-    ) == ('["animals/pixels-x", "scenes/pixels-x"]')

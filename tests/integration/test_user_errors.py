@@ -53,6 +53,8 @@ def place(tmp_path, monkeypatch, runs) -> Path:
 TRAIN = ["train", "animals/pixels-v"]
 CASES: dict[str, tuple[list[str], str]] = {
     "unknown command": (["trian"], "No such command 'trian'"),
+    "missing argument": (["sample"], "Missing argument"),
+    "too many arguments": (["report", "a", "b"], "unexpected extra argument"),
     "unknown option": ([*TRAIN, "--sed", "3"], "No such option: --sed"),
     "no preset": (["train"], "name a preset, such as animals/pixels-v"),
     "unknown preset": (["train", "animal/pixels-v"], "did you mean animals/pixels-v"),
