@@ -23,7 +23,10 @@ def processes(device: torch.device) -> Generator[None, None, None]:
         "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1 and not td.is_initialized()
     )
     if joined:
-        td.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        # Sums of metrics are float64 on the CPU wherever the model is.
+        td.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield
     finally:

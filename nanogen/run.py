@@ -82,7 +82,10 @@ class Evaluation:
 
 @chz.chz
 class Machine:
-    """Where and how fast. Nothing here is part of what a run is."""
+    """Where and how fast. Nothing here is part of what a run is.
+
+    Readers change no bit of a result; micro-batches and processes only the rounding of its sums.
+    """
 
     device: str = chz.field(default="auto", doc="cpu, cuda, or auto: cuda where there is one")
     threads: int = chz.field(default=1, doc="CPU threads of a process")

@@ -24,8 +24,6 @@ from nanogen.tasks.base import Task, collate
 from nanogen.types import Request, to_float, to_uint8
 
 SPLIT = "held-out"
-BLUR = 1.5
-"""standard deviation of the Gaussian in pixels"""
 
 Pair = tuple[Request, Tensor]
 Change = Callable[[Request, Tensor], Pair]
@@ -41,7 +39,18 @@ def blurred(images: Tensor, std: float) -> Tensor:
     return to_uint8(F.conv2d(F.conv2d(padded, line, groups=3), line.mT, groups=3))
 
 
+def _blur(std: float) -> Change:
+    return lambda request, images: (request, blurred(images, std))
+
+
+def _speckled(request: Request, images: Tensor) -> Pair:
+    """Gaussian noise with a standard deviation of 0.1, images in [0, 1]."""
+    noise = rng.normal(0, "sanity", request.indices, tuple(images.shape[1:]))
+    return request, to_uint8(to_float(images) + 0.1 * noise)
+
+
 def _noise(request: Request, images: Tensor) -> Pair:
+    """Uniform noise and nothing else."""
     count = images[0].numel()
     return request, to_uint8(rng.uniform(0, "sanity", request.indices, count).view_as(images))
 
@@ -56,9 +65,11 @@ def _shuffled(request: Request, images: Tensor) -> Pair:
 
 ROWS: dict[str, Change] = {
     "real, held out": lambda request, images: (request, images),
-    "blurred": lambda request, images: (request, blurred(images, BLUR)),
+    "blurred by 1 pixel": _blur(1.0),
+    "blurred by 1.5 pixels": _blur(1.5),
+    "noise of 0.1 added": _speckled,
     "requests shuffled": _shuffled,
-    "noise": _noise,
+    "uniform noise": _noise,
 }
 
 
