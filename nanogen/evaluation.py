@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import chz
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,10 +41,13 @@ IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 def hooks(parts: Parts, folder: Path) -> Hooks:
     """What a training run does at its due moments: a grid of samples, records of its metrics.
 
-    What the folder already holds is not done again. Raises MetricError where a metric does not suit
-    the run: better before training than after it.
+    What the folder already holds is not done again. Raises a UserError where data, conditioner or
+    metrics do not suit each other: better before training than after it.
     """
     chosen_metrics(parts)
+    parts.conditioner.encode(parts.task.batch(np.zeros(1, np.int64)))
+    if parts.run.train.sample_every or parts.run.evaluation.metrics:
+        parts.conditioner.encode(parts.task.request(0, 1))
 
     def measure(seen: int, check: Check) -> None:
         done = dist.rank() == 0 and measured(parts.run, folder / "records", seen)
@@ -145,7 +149,6 @@ def evaluate(opened: Opened, check: Check = lambda: None) -> list[Record]:
             training_seed=run.seed,
             config_hash=config.digest(identity(run)),
             parameters=parameter_count(parts.model),
-            precision=run.train.precision,
             device=parts.device.type,
             commit=record.commit(),
             versions=record.versions(),

@@ -1,10 +1,9 @@
-"""Named runs. A preset is `<task>/<method>`: one table of tasks, one of methods, and what both
-share.
+"""Named runs. A preset is `<task>/<method>`: a table of tasks, one of methods, and what both share.
 
-    animals/pixels-v     class-conditional on ten thousand silhouettes: a laptop's ImageNet
-    scenes/pixels-v      the same silhouettes as captioned, coloured scenes: a laptop's
-    text-to-image imagenet/jit         ImageNet-256 in pixel space, at the paper's size t2i/jit
-    BLIP-3o at 256 px, at the paper's size
+    animals/pixels-v    class-conditional on ten thousand silhouettes: a laptop's ImageNet
+    scenes/pixels-v     the same as captioned, coloured scenes: a laptop's text-to-image
+    imagenet/jit        ImageNet-256 in pixel space, at the paper's size
+    t2i/jit             BLIP-3o at 256 px, at the paper's size
 
 A task sets data, conditioner, metrics and guidance, and a method sets everything else; so a method
 moves from one task to the other unchanged, and `nanogen diff` of the two presets shows at most

@@ -5,8 +5,7 @@ drawn before, and a resumed run needs no stored generator. The generator is Phil
 et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), written in integer tensor
 operations so that it runs on any device, and the same 32-bit words come out on all of them.
 
-    noise = normal(seed, "noise", keys, (4, 32, 32))       # [B, 4, 32, 32]; row i depends on
-    keys[i] only
+    noise = normal(seed, "noise", keys, (4, 32, 32))    # [B, 4, 32, 32]; row i is of keys[i] alone
 """
 
 from __future__ import annotations
@@ -65,11 +64,6 @@ def normal(seed: int, purpose: str, keys: Tensor, shape: tuple[int, ...]) -> Ten
     angle = u[:, pairs:].mul(2 * math.pi)
     both = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)
     return both[:, :count].reshape(len(keys), *shape)
-
-
-def integers(seed: int, purpose: str, keys: Tensor, high: int) -> Tensor:
-    """int64 [B] in [0, high), high <= 2**24."""
-    return (_words(seed, purpose, keys, 1)[:, 0] * high) >> 24
 
 
 def _words(seed: int, purpose: str, keys: Tensor, count: int) -> Tensor:

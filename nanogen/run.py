@@ -114,6 +114,14 @@ class Run:
     evaluation: Evaluation = chz.field(default_factory=Evaluation)
     machine: Machine = chz.field(default_factory=Machine)
 
+    @chz.validate
+    def _ranges(self) -> None:
+        # It is also a path below runs/, and must not lead out of there.
+        if any(part in ("", ".", "..") for part in self.name.split("/")):
+            raise ConfigError(f"name={self.name!r}: write words, with / between them")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed={self.seed}: must lie in [0, 2^63)")
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -190,8 +198,8 @@ def check(run: Run) -> None:
         )
     if run.machine.micro_batch is not None and run.machine.micro_batch < 1:
         raise ConfigError(f"machine.micro_batch={run.machine.micro_batch}: must be at least 1")
-    if run.machine.threads < 1 or run.machine.workers < 0:
-        raise ConfigError("machine.threads must be at least 1 and machine.workers at least 0")
+    if not 1 <= run.machine.threads <= 1024 or run.machine.workers < 0:
+        raise ConfigError("machine.threads must lie in [1, 1024] and machine.workers be at least 0")
     if run.evaluation.every and not run.evaluation.metrics:
         raise ConfigError(
             "evaluation.every has no effect without evaluation.metrics; name some or set it to 0"

@@ -26,6 +26,8 @@ CONFIG = "run.yaml"
 LOCK = ".lock"
 FOLDERS = ("checkpoints", "samples", "records")
 WEIGHTS = ("ema", "raw")
+USED_AFTER_TRAINING = ("sampling.", "evaluation.", "machine.", "task.data.path")
+"""fields that a trained run may be sampled and measured with other values of"""
 
 
 def prepare(run: Run, folder: Path, fresh: bool) -> Path:
@@ -110,9 +112,7 @@ def open_run(folder: Path, weights: str = "ema", overrides: list[str] | None = N
         raise CheckpointError(
             f"{folder} is not a run folder: it has no {CONFIG}; train one with nanogen train"
         )
-    run = config.read(Run, folder / CONFIG)
-    if overrides:
-        run = config.override(run, overrides)
+    run = _changed(config.read(Run, folder / CONFIG), overrides or [])
     path = checkpoint.latest(folder / "checkpoints")
     if path is None:
         raise CheckpointError(f"{folder} has no checkpoint yet; train it for longer")
@@ -120,6 +120,18 @@ def open_run(folder: Path, weights: str = "ema", overrides: list[str] | None = N
     seen = checkpoint.load_weights(path, parts.model, weights)
     parts.model.eval()
     return Opened(parts, seen, weights)
+
+
+def _changed(run: Run, overrides: list[str]) -> Run:
+    """A trained run with other settings of its use; what it was trained with stays as it was."""
+    changed = config.override(run, overrides) if overrides else run
+    for path, old, new in config.differences(run, changed):
+        if not path.startswith(USED_AFTER_TRAINING):
+            raise ConfigError(
+                f"{path}={config.shown(new)} does not fit this run: it was trained with "
+                f"{config.shown(old)}; only {', '.join(USED_AFTER_TRAINING)} can be changed now"
+            )
+    return changed
 
 
 def describe(parts: Parts, folder: Path) -> str:

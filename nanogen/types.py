@@ -2,8 +2,8 @@
 
 Shape legend, used in every module:
 
-    B batch   C latent channels   h w latent grid   H W pixels   N image tokens   L text tokens   D
-    width
+    B batch   C latent channels   h w latent grid   H W pixels
+    N image tokens   L text tokens   D width
 
 Images are float in [0, 1], `[B, 3, H, W]`, everywhere inside. They become uint8 `[B, 3, H, W]`
 only at the door of a metric or of a file, through `to_uint8`.

@@ -47,6 +47,7 @@ def main() -> None:
         images = [np.asarray(Image.open(samples / row["file"]).convert("RGB")) for row in rows]
         stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
         target = ROOT / "docs/images" / f"{path.name}.png"
+        target.parent.mkdir(exist_ok=True)
         grid(stacked, [row["caption"] for row in rows]).save(target, optimize=True)
 
 

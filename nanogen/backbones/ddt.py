@@ -215,8 +215,8 @@ def _check(config: DdtConfig, latent: LatentSpec, leaves: Mapping[str, int]) -> 
     for name in ("depth", "width", "heads", "decoder_depth", "decoder_width", "decoder_heads"):
         if getattr(config, name) < 1:
             raise ConfigError(f"backbone.{name}={getattr(config, name)}: must be at least 1")
-    if config.mlp_ratio <= 0:
-        raise ConfigError(f"backbone.mlp_ratio={config.mlp_ratio}: must be above 0")
+    if config.mlp_ratio * min(config.width, config.decoder_width) < 1.5:
+        raise ConfigError(f"backbone.mlp_ratio={config.mlp_ratio}: leaves no hidden unit; raise it")
     for name, width, heads in (
         ("backbone.heads", config.width, config.heads),
         ("backbone.decoder_heads", config.decoder_width, config.decoder_heads),

@@ -102,7 +102,7 @@ def record_pairings(records: Sequence[Record], x: str = "", y: str = "") -> list
     Methods that lack one of the two are left out; with several budgets or seeds each is a point of
     its own. Raises MetricError for a score that no record has.
     """
-    shown = latest(records)
+    shown = latest(r for r in records if not r.known)
     return [
         _pairing(shown, _axis(shown, name_x), _axis(shown, name_y))
         for name_x in _scores(shown, "class_conditional", x)

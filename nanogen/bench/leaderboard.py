@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 
@@ -51,8 +52,27 @@ def leaderboard(records: Sequence[Record], metrics: Sequence[str] = ()) -> Table
             )
             for row in rows
         ),
-        notes=_notes(shown),
+        notes=(*_notes(shown), *_crowded(records)),
     ).with_best()
+
+
+def leaderboards(records: Sequence[Record]) -> list[Table]:
+    """One table for each task, which fits a terminal where all scores beside each other do not."""
+    tables = []
+    present = {r.task for r in records}
+    for task in (*(t for t in TASKS if t in present), *sorted(present - set(TASKS))):
+        table = leaderboard([r for r in records if r.task == task])
+        columns = tuple(_without_task(column) for column in table.columns)
+        title = f"Leaderboard, {TASKS.get(task, task)}"
+        tables.append(dataclasses.replace(table, title=title, columns=columns))
+    return tables
+
+
+def _without_task(column: Column) -> Column:
+    """The column of a table of one task: parts of a metric stand under its name."""
+    metric, _, part = column.title.partition("/")
+    group, title = (metric, part) if part else ("", metric)
+    return dataclasses.replace(column, group=group, title=title)
 
 
 def published_leaderboard(protocol_columns: Sequence[str] = ("fid", "inception_score")) -> Table:
@@ -144,6 +164,20 @@ def _published_column(described: tuple[str, bool], group: str = "") -> Column:
 
 def _cell(record: Record | None) -> Cell:
     return Cell() if record is None else Cell(record.value, record.standard_error)
+
+
+def _crowded(records: Iterable[Record]) -> tuple[str, ...]:
+    """A warning where a row stands for more than one run, or for one that was sampled otherwise."""
+    found: dict[tuple[object, ...], set[str]] = {}
+    for r in records:
+        found.setdefault((*_row(r), r.task), set()).add(r.config_hash)
+    methods = sorted({str(row[0]) for row, configs in found.items() if len(configs) > 1})
+    if not methods:
+        return ()
+    return (
+        f"One of several runs or settings is shown of: {', '.join(methods)}. Give each run a name "
+        "of its own (name=task/idea).",
+    )
 
 
 def _notes(shown: Sequence[Record]) -> tuple[str, ...]:

@@ -4,8 +4,9 @@ Cells are processes of their own, several at a time. A cell is a run folder, so 
 continues, and what is finished is not done again.
 
     runs/bench-animals-quick/
-        animals-pixels-v/  scenes-pixels-v/ ...      one run folder for each cell sanity/
-        records of real data and of real data made worse leaderboard.md  report.html
+        animals-pixels-v/  scenes-pixels-v/ ...    one run folder for each cell
+        sanity/                                    records of real data, and of real data made worse
+        leaderboard.md  report.html
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from nanogen import config, recipes
+from nanogen import config, evaluation, recipes
 from nanogen.bench import record
 from nanogen.errors import ConfigError, RunFailed, suggest
 from nanogen.files import whole_file, writable_folder
-from nanogen.run import Run
+from nanogen.run import Run, build
 from nanogen.run_folder import CONFIG, refuse_other
 from nanogen.train.log import read
 
@@ -104,13 +105,13 @@ def cells(name: str, methods: list[str] | None, budget: str, folder: Path) -> li
     benchmark = BENCHMARKS[name]
     if budget not in benchmark.budgets:
         raise ConfigError(f"unknown budget {budget!r}; {suggest(budget, benchmark.budgets)}")
-    known = [m for m in recipes.methods_of(benchmark.tasks[0])]
+    known = recipes.methods_of(benchmark.tasks[0])
     for method in methods or ():
         if method not in known:
             raise ConfigError(f"unknown method {method!r}; {suggest(method, known)}")
     return [
         _cell(benchmark, budget, task, method, folder)
-        for method in methods or known
+        for method in dict.fromkeys(methods or known)
         for task in benchmark.tasks
     ]
 
@@ -225,5 +226,8 @@ def run(
             known = config.read(Run, cell.folder / CONFIG)
             refuse_other(cell.run, known, cell.folder, "remove that folder to start over")
     todo = [cell for cell in every if not cell.finished()]
+    for cell in {cell.task: cell for cell in todo}.values():
+        # What is missing is said now, in one line, and not when the other cells have been trained.
+        evaluation.hooks(build(cell.run), cell.folder)
     train_all(todo, jobs or os.cpu_count() or 1)
     return every

@@ -17,7 +17,7 @@ from PIL import Image
 from nanogen import config
 from nanogen.bench import record, sanity
 from nanogen.bench.correlate import correlation_table, record_pairings
-from nanogen.bench.leaderboard import leaderboard, published_leaderboard
+from nanogen.bench.leaderboard import leaderboards, published_leaderboard
 from nanogen.bench.plot import Curve
 from nanogen.bench.record import Record
 from nanogen.bench.report import Curves, Grid, Picture, ReportData, render
@@ -41,13 +41,13 @@ SHOWN = 30
 class Result:
     """What a benchmark found."""
 
-    leaderboard: Table
+    leaderboards: tuple[Table, ...]
     correlation: Table
     sanity: tuple[Table, ...]
 
     @property
     def tables(self) -> list[Table]:
-        return [self.leaderboard, *self.sanity, self.correlation]
+        return [*self.leaderboards, *self.sanity, self.correlation]
 
 
 def run_folders(folder: Path) -> list[Path]:
@@ -77,7 +77,7 @@ def result(folder: Path) -> Result:
             rows = sanity.measure(run, folder / SANITY)
             tables[task] = sanity.table(rows, f"What the metrics say of known images: {task}")
     return Result(
-        leaderboard(records),
+        tuple(leaderboards(records)),
         correlation_table(_pairings(records), "Correlation"),
         tuple(tables.values()),
     )
@@ -114,7 +114,7 @@ def _data(folder: Path, found: Result, command: str) -> ReportData:
         command=command,
         commit=record.commit(),
         hardware=f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}",
-        leaderboards=(found.leaderboard, published_leaderboard()),
+        leaderboards=(*found.leaderboards, published_leaderboard()),
         correlations=(found.correlation,),
         scatters=tuple(p for p in _pairings(records) if len(p.points) > 1),
         grids=tuple(grid for path in paths if (grid := _grid(path)) is not None),

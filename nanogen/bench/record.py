@@ -62,6 +62,7 @@ class Record:
     parameters: int = 0
     quantisation: str = "round"
     precision: str = "fp32"
+    """of sampling and scoring, whatever training used"""
     device: str = "cpu"
     commit: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -69,6 +70,8 @@ class Record:
     """spent on sampling and scoring"""
     skipped: int = 0
     """samples that could not be judged"""
+    known: bool = False
+    """images of known quality (real, or real made worse) instead of a model's"""
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:

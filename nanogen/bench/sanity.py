@@ -56,7 +56,7 @@ def _noise(request: Request, images: Tensor) -> Pair:
 
 
 def _shuffled(request: Request, images: Tensor) -> Pair:
-    """Each image is judged by a request from half a batch away: stored neighbours share a class."""
+    """Each image is judged by a request from half a batch away."""
     half = len(request) // 2
     labels = None if request.labels is None else request.labels.roll(half)
     texts = None if request.texts is None else (*request.texts[half:], *request.texts[:half])
@@ -105,6 +105,7 @@ def measure(run: Run, folder: Path) -> list[Record]:
                 facts=dict(score.facts),
                 commit=record.commit(),
                 versions=record.versions(),
+                known=True,
             )
             record.write(target, one)
             records.append(one)
@@ -134,10 +135,13 @@ def table(records: list[Record], title: str) -> Table:
 
 
 def _real(task: Task, count: int, batch: int = 100) -> Iterator[Pair]:
-    """Held-out images with the requests that they fulfil, evenly spaced over the split."""
-    total = task.source.count(SPLIT)
-    for start in range(0, count, batch):
-        numbers = torch.arange(start, min(start + batch, count))
+    """Held-out images with the requests that they fulfil, evenly spaced over the split.
+
+    Each batch is too, so that half a batch away is another class however the data are stored.
+    """
+    total, batches = task.source.count(SPLIT), -(-count // batch)
+    for first in range(batches):
+        numbers = torch.arange(first, count, batches)
         samples = [task.source.read(SPLIT, int(i) * total // count, int(i)) for i in numbers]
         real = collate(samples, numbers)
         texts = real.texts if task.kind == "text_to_image" else None

@@ -28,7 +28,7 @@ def main(
 ) -> None:
     """Measure a run, or a folder of images, and write one record for each score."""
     from nanogen import evaluation
-    from nanogen.bench.leaderboard import leaderboard
+    from nanogen.bench.leaderboard import leaderboards
     from nanogen.cli.output import show
     from nanogen.errors import ConfigError
 
@@ -40,4 +40,4 @@ def main(
     else:
         assert images is not None
         records = evaluation.of_images(images, names, reference, out or Path("records"))
-    show([leaderboard(records)], as_json)
+    show(leaderboards(records), as_json)

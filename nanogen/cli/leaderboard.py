@@ -19,10 +19,14 @@ def main(
 ) -> None:
     """Methods by metrics over both tasks: your records first, then the published tables."""
     from nanogen.bench import record
-    from nanogen.bench.leaderboard import leaderboard, published_leaderboard, published_reproduction
+    from nanogen.bench.leaderboard import (
+        leaderboards,
+        published_leaderboard,
+        published_reproduction,
+    )
     from nanogen.cli.output import show
 
-    own = [leaderboard(record.read(folder))] if folder else []
+    own = leaderboards(record.read(folder)) if folder else []
     tables = [*own, published_leaderboard(), published_reproduction()]
     if markdown:
         print("\n".join(table.to_markdown() for table in tables))

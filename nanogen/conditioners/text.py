@@ -49,7 +49,9 @@ class HfTextConfig:
         default="bfloat16",
         doc="precision of weights and computation; float32 is faster on most CPUs",
     )
-    cache: int = chz.field(default=0, doc="captions whose features are kept in memory")
+    cache: int = chz.field(
+        default=0, doc="captions whose features are kept in memory; each is then encoded alone"
+    )
 
     @chz.validate
     def _ranges(self) -> None:
@@ -91,11 +93,13 @@ class HfText(nn.Module):
         return no_text(count, self.spec.width, self.encoder.device)
 
     def _rows(self, captions: list[str]) -> list[Tensor]:
-        """[l, D] of each caption, in main memory."""
-        found = self._states(captions)
-        # In the encoder's own precision, which loses nothing and halves the memory.
-        rows = zip(found.features.to(self.encoder.dtype).cpu(), found.mask.cpu(), strict=True)
-        return [row[real] for row, real in rows]
+        """[l, D] of each caption, in main memory, in the encoder's own precision: nothing is lost.
+
+        One by one: beside other captions its features would round otherwise, and a run that is
+        resumed, with an empty cache, would not continue to the same bits.
+        """
+        alone = (self._states([caption]).features[0] for caption in captions)
+        return [row.to(self.encoder.dtype).cpu() for row in alone]
 
     @torch.no_grad()
     def _states(self, captions: Sequence[str]) -> TextCondition:

@@ -29,6 +29,12 @@ Scores = dict[str, tuple[Score, int]]
 
 def choose(names: Sequence[str], kind: str, samples: int, context: Context) -> list[Metric]:
     """The named metrics, checked against the task's kind and the number of samples."""
+    if names and samples < dist.world():
+        # A process without a sample has no sums to add: the others would wait for it.
+        raise MetricError(
+            f"{samples} samples give {dist.world()} processes less than one each; "
+            "raise evaluation.samples or start fewer"
+        )
     chosen = []
     for name in names:
         target = cast(type[Metric], registry.get("metric", name))

@@ -1,9 +1,9 @@
-"""Rectified flow: regress the velocity of the straight path, with the network predicting velocity
-or data.
+"""Rectified flow: regress the velocity of the straight path, from a network of velocity or data.
 
-loss = || v - (e - x) ||^2,   v = network(x_t, t)                        for v-prediction
-                              v = (x_t - network(x_t, t)) / max(t, 0.05)  for x-prediction (JiT,
-                              arXiv 2511.13720)
+    loss = || v - (e - x) ||^2,   v = network(x_t, t)                         for v-prediction
+                                  v = (x_t - network(x_t, t)) / max(t, 0.05)  for x-prediction
+
+(x-prediction in the loss of velocities is JiT's, arXiv 2511.13720.)
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ class FlowConfig:
             raise ConfigError(f"objective.prediction={self.prediction!r}: choose v or x")
         if self.time_std <= 0:
             raise ConfigError(f"objective.time_std={self.time_std}: must be above 0")
+        if self.shift_base is not None and self.shift_base < 1:
+            raise ConfigError(f"objective.shift_base={self.shift_base}: must be 1 or more, or None")
         if not 0 < self.time_floor < 1:
             raise ConfigError(f"objective.time_floor={self.time_floor}: must lie between 0 and 1")
 

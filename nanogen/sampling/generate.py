@@ -41,6 +41,8 @@ class Sampling:
         for name in ("steps", "batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"sampling.{name}={getattr(self, name)}: must be at least 1")
+        if self.shift_base is not None and self.shift_base < 1:
+            raise ConfigError(f"sampling.shift_base={self.shift_base}: must be 1 or more, or None")
 
 
 @dataclass(frozen=True)

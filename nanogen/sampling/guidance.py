@@ -8,6 +8,8 @@ run.
 
 from __future__ import annotations
 
+import math
+
 import chz
 
 from nanogen.errors import ConfigError
@@ -28,8 +30,8 @@ class Guidance:
 
     @chz.validate
     def _ranges(self) -> None:
-        if self.scale < 0:
-            raise ConfigError(f"guidance.scale={self.scale}: must not be negative")
+        if not 0 <= self.scale < math.inf:
+            raise ConfigError(f"guidance.scale={self.scale}: must be finite and not negative")
         if not 0 <= self.low < self.high <= 1:
             raise ConfigError(
                 f"guidance.low={self.low} and guidance.high={self.high}: need 0 <= low < high <= 1"

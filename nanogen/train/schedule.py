@@ -38,6 +38,12 @@ class Schedule:
             raise ConfigError(
                 f"schedule.warmup={self.warmup} must lie between 0 and schedule.decay_start={start}"
             )
+        decays = (self.decay_start, self.decay_end, self.shape) != (None, None, "linear")
+        if self.final == 1 and decays:
+            raise ConfigError(
+                "schedule.decay_start, schedule.decay_end and schedule.shape have no effect with "
+                "schedule.final=1; lower schedule.final, or leave them out"
+            )
         if end <= start and self.final != 1:
             raise ConfigError(
                 f"schedule.decay_end={end} must come after schedule.decay_start={start}; "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy
 import pytest
 import scipy.stats
@@ -127,6 +129,14 @@ def test_a_method_without_one_task_is_no_point() -> None:
     [pairing] = record_pairings(records, "fd-animals", "scenes")
     assert [p.method for p in pairing.points] == list("abcdef")
     assert pairing.remark == "agree"
+
+
+def test_known_images_are_no_methods() -> None:
+    """Rows of real and of spoilt images stand beside methods in tables, not among the points."""
+    records = both_tasks({"a": (1.0, 0.2), "b": (2.0, 0.3), "c": (3.0, 0.1)})
+    real = [dataclasses.replace(r, method="real", known=True) for r in records[:2]]
+    (pairing,) = record_pairings([*records, *real])
+    assert [p.method for p in pairing.points] == ["a", "b", "c"]
 
 
 def test_an_unknown_score_is_named_with_the_nearest() -> None:

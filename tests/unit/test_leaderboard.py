@@ -136,3 +136,14 @@ def test_numbers_are_printed_with_decimals_for_their_size() -> None:
 def test_an_only_value_is_not_the_best() -> None:
     table = Table("t", (Column("c", higher_is_better=True),), ((Cell(1.0),),)).with_best()
     assert not table.rows[0][0].best
+
+
+def test_a_row_that_hides_another_run_says_so() -> None:
+    """An idea under the name of its baseline must not silently take its place."""
+    baseline = record("v", CLASS, "fd", 30.0, seen=20, config_hash="a")
+    assert not [n for n in leaderboard([baseline]).notes if "several" in n]
+    halfway = record("v", CLASS, "fd", 40.0, seen=10, config_hash="a")
+    assert not [n for n in leaderboard([baseline, halfway]).notes if "several" in n]
+    idea = record("v", CLASS, "fd", 20.0, seen=20, config_hash="b")
+    (note,) = [n for n in leaderboard([baseline, idea]).notes if "several" in n]
+    assert ": v." in note and "name=task/idea" in note

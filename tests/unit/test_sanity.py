@@ -41,9 +41,21 @@ def test_shuffled_requests_belong_to_other_images():
     assert all(a != b for a, b in zip(other.texts, asked.texts, strict=True))
 
 
+@pytest.mark.parametrize("count", [256, 1000])
+def test_shuffled_requests_ask_for_other_classes(count):
+    """Stored neighbours share a class: a batch of them would be shuffled among its own."""
+    task, shuffle = preset("animals/pixels-v").task.build(0), sanity.ROWS["requests shuffled"]
+    pairs = [(real, shuffle(*real)[0]) for real in sanity._real(task, count)]
+    labels = torch.cat([real[0].labels for real, _ in pairs])
+    asked = torch.cat([other.labels for _, other in pairs])
+    assert (labels == asked).float().mean() < 0.05
+    indices = torch.cat([real[0].indices for real, _ in pairs])
+    assert sorted(indices.tolist()) == list(range(count))
+
+
 def test_noise_is_uniform_and_the_same_each_time():
     images = torch.zeros(20, 3, 28, 28, dtype=torch.uint8)
-    (_, noise), (_, again) = (sanity.ROWS["noise"](request(20), images) for _ in range(2))
+    (_, noise), (_, again) = (sanity.ROWS["uniform noise"](request(20), images) for _ in range(2))
     assert torch.equal(noise, again) and noise.dtype == torch.uint8
     assert noise.double().mean().item() == pytest.approx(127.5, abs=1)
     assert noise.double().std().item() == pytest.approx(255 / 12**0.5, abs=1)
@@ -74,7 +86,7 @@ def test_rows_are_measured_once_and_again_where_one_is_missing(tmp_path, measure
     assert {(r.method, r.metric) for r in again} == {(r.method, r.metric) for r in records}
     assert len(measured) == len(sanity.ROWS)
     # A kill in the last row left one score out.
-    lost = next(r for r in records if (r.method, r.metric) == ("noise", "fd-animals"))
+    lost = next(r for r in records if (r.method, r.metric) == ("uniform noise", "fd-animals"))
     (path,) = [p for p in tmp_path.rglob("*.json") if record.file_name(lost) == p.name]
     path.unlink()
     assert len(sanity.measure(run, tmp_path)) == len(records)
