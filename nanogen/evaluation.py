@@ -21,7 +21,7 @@ from nanogen.bench import record
 from nanogen.bench.record import Record
 from nanogen.data.transforms import centre_crop, decode
 from nanogen.errors import ConfigError, DataError
-from nanogen.files import whole_file
+from nanogen.files import whole_file, writable_folder
 from nanogen.metrics import harness
 from nanogen.metrics.base import Context, Metric
 from nanogen.model import parameter_count
@@ -100,7 +100,8 @@ def of_run(
         raise ConfigError(
             f"{folder} names no metrics; give some with --metrics (see nanogen ls metrics)"
         )
-    return write(evaluate(opened), out or folder / "records")
+    target = writable_folder(out or folder / "records")
+    return write(evaluate(opened), target)
 
 
 def chosen_metrics(parts: Parts) -> list[Metric]:
@@ -180,6 +181,7 @@ def of_images(folder: Path, metrics: Sequence[str], reference: str, out: Path) -
     names = metrics or run.evaluation.metrics
     context = Context(task.source, torch.device("cpu"))
     chosen = harness.choose(names, task.kind, len(files), context)
+    writable_folder(out)
     started = time.monotonic()
     scores = harness.measure(chosen, _loaded(files, request, task.source.size), context)
     records = [

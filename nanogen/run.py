@@ -221,5 +221,11 @@ def pick_device(name: str) -> torch.device:
 
 
 def identity(run: Run) -> Run:
-    """The run without what does not change its result."""
-    return chz.replace(run, machine=Machine())
+    """The run without what does not change its result: where it runs, what it writes down when."""
+    habits = {name: getattr(Train(), name) for name in ("log_every", "save_every", "keep")}
+    return chz.replace(
+        run,
+        machine=Machine(),
+        train=chz.replace(run.train, sample_every=Train().sample_every, **habits),
+        sampling=chz.replace(run.sampling, batch=Sampling().batch),
+    )

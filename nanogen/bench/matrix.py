@@ -24,8 +24,8 @@ from pathlib import Path
 from rich.console import Console
 
 from nanogen import config, evaluation, recipes
-from nanogen.bench import record
 from nanogen.errors import ConfigError, RunFailed, suggest
+from nanogen.evaluation import measured
 from nanogen.files import whole_file, writable_folder
 from nanogen.run import Run, build
 from nanogen.run_folder import CONFIG, refuse_other
@@ -87,15 +87,10 @@ class Cell:
 
     def finished(self) -> bool:
         """Whether records of the fully trained run exist."""
-        folder = self.folder / "records"
-        if not folder.is_dir():
-            return False
-        measured = {
-            r.metric.partition("/")[0]
-            for r in record.read(folder)
-            if r.seen >= self.run.train.images
-        }
-        return measured >= set(self.run.evaluation.metrics)
+        batch = self.run.train.batch
+        return measured(
+            self.run, self.folder / "records", -(-self.run.train.images // batch) * batch
+        )
 
 
 def cells(name: str, methods: list[str] | None, budget: str, folder: Path) -> list[Cell]:

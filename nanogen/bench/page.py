@@ -178,9 +178,9 @@ def _curves(runs: dict[Path, Run]) -> list[Curves]:
             Curve(
                 run.name,
                 tuple(
-                    (line["seen"], line["flow"])
+                    (line["seen"], line["loss"])
                     for line in read(path / "log.jsonl")
-                    if "flow" in line
+                    if "loss" in line
                 ),
             )
             for path, run in mine.items()

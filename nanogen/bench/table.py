@@ -149,8 +149,8 @@ class Table:
     def _best(self, column: int) -> float | None:
         values = self._numbers(column)
         higher = self.columns[column].higher_is_better
-        # With a single value there is nothing to be better than.
-        if higher is None or len(values) < 2:
+        # With a single value, or equal ones, there is nothing to be better than.
+        if higher is None or len(set(values)) < 2:
             return None
         return max(values) if higher else min(values)
 

@@ -30,9 +30,12 @@ def main(
     """Train a preset. The same command again resumes, bit for bit."""
     from nanogen import dist, evaluation, run_folder
     from nanogen.cli.choose import chosen_run
+    from nanogen.errors import ConfigError
     from nanogen.run import build, pick_device
     from nanogen.train.loop import train
 
+    if max_minutes is not None and not max_minutes >= 0:
+        raise ConfigError(f"--max-minutes {max_minutes}: must be 0 or more")
     run = chosen_run(preset, source, overrides)
     folder = out or Path("runs") / run.name
     with dist.processes(pick_device(run.machine.device)):

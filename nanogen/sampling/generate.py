@@ -1,7 +1,8 @@
 """From requests to images: seeds -> noise -> solved flow -> decoded, one batch at a time.
 
 The noise of a sample is a function of (sampling seed, index of the sample). So sample 7 is the
-same picture in a batch of 1 or of 100, on one process or on many, during training or after it.
+same picture in a batch of 1 or of 100, on one process or on many, during training or after it, but
+for the rounding of sums: a grey level here and there.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Sampling:
     )
     guidance: Guidance = chz.field(default_factory=Guidance)
     seed: int = 0
-    batch: int = chz.field(default=50, doc="samples at once; changes speed and memory only")
+    batch: int = chz.field(default=50, doc="samples at once; changes speed, memory and rounding")
 
     @chz.validate
     def _ranges(self) -> None:

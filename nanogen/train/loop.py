@@ -118,6 +118,7 @@ class Trainer:
                 parts, weights = self._losses(next(stream))
                 share = {name: part.sum() / train.batch for name, part in parts.items()}
                 total = torch.stack([weights[name] * value for name, value in share.items()]).sum()
+                share["loss"] = total
                 # DDP averages over processes; the shares of a batch must be summed.
                 (dist.world() * total).backward()
             for name, value in share.items():
@@ -201,7 +202,7 @@ def _steps(trainer: Trainer, folder: Path, hooks: Hooks, display: Display, check
                 line = _line(progress, time.monotonic() - started, first)
                 if log is not None:
                     log.write(line)
-            display.show(progress.seen, values.get("flow"))
+            display.show(progress.seen, values["loss"])
             if _due(run, progress.seen, run.train.save_every):
                 _save(folder, trainer)
             check()

@@ -256,7 +256,9 @@ class TestContradictions:
         + ["train.condition_dropout=1", "train.clip=0", "train.log_every=0", "train.keep=0"]
         + ["train.images=8", "train.sample_every=-1", "train.precision=fp16", "sampling.steps=0"]
         + ["sampling.solver=rk4", "sampling.guidance.low=0.95", "sampling.guidance.scale=-1"]
-        + ["evaluation.samples=0", "evaluation.every=-1", "optimiser.lr=-1"],
+        + ["evaluation.samples=0", "evaluation.every=-1", "optimiser.lr=-1", "seed=-1"]
+        + ["seed=9223372036854775808", "name=../escape", "name=", "sampling.guidance.scale=inf"]
+        + ["sampling.shift_base=0", "objective.shift_base=-5"],
     )
     def test_ranges(self, argument: str) -> None:
         field = argument.partition("=")[0].rpartition(".")[2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from rich.console import Console
 
 from nanogen.bench.leaderboard import (
@@ -133,9 +134,11 @@ def test_numbers_are_printed_with_decimals_for_their_size() -> None:
     assert shown(100, 2000) == ["100", "2,000"]
 
 
-def test_an_only_value_is_not_the_best() -> None:
-    table = Table("t", (Column("c", higher_is_better=True),), ((Cell(1.0),),)).with_best()
-    assert not table.rows[0][0].best
+@pytest.mark.parametrize("count", [1, 3])
+def test_an_only_value_is_not_the_best(count: int) -> None:
+    rows = ((Cell(1.0),),) * count
+    table = Table("t", (Column("c", higher_is_better=True),), rows).with_best()
+    assert not any(row[0].best for row in table.rows)
 
 
 def test_a_row_that_hides_another_run_says_so() -> None:
