@@ -61,7 +61,9 @@ def test_many_bad_steps_end_the_run_with_one_line(tmp_path, monkeypatch, capsys)
         assert invoke(patch, *arguments) == 1
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert err.startswith("error: flow=nan, gradient_norm=nan for 10 steps up to image 96")
+    assert err.startswith(
+        "error: flow=nan, loss=nan, gradient_norm=nan for 10 steps up to image 96"
+    )
     newest = checkpoint.latest(tmp_path / "checkpoints")
     assert newest is not None and int(newest.name) <= 8 * (3 + BAD_STEPS)
     assert all(bool(value.isfinite().all()) for value in final(tmp_path).values())

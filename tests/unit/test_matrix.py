@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from nanogen import config
 from nanogen.bench import matrix, record
 from nanogen.errors import ConfigError, UserError
+from nanogen.run import identity
 
 
 def result(cell: matrix.Cell, metric: str, seen: int) -> None:
@@ -21,6 +23,7 @@ def result(cell: matrix.Cell, metric: str, seen: int) -> None:
         n=50,
         higher_is_better=True,
         seen=seen,
+        config_hash=config.digest(identity(cell.run)),
     )
     record.write(cell.folder / "records", one)
 

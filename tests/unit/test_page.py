@@ -35,7 +35,7 @@ def bench(tmp_path):
         folder = tmp_path / name.replace("/", "-")
         folder.mkdir()
         config.write(preset(name), folder / "run.yaml")
-        lines = [{"seen": 32, "flow": 1.5}, {"seen": 64}, {"seen": 96, "flow": 0.5}]
+        lines = [{"seen": 32, "loss": 1.5}, {"seen": 64}, {"seen": 96, "loss": 0.5}]
         (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for seen, value in ((32, 9.0), (64, 4.0)):
         mine = one("animals/pixels-v", "fd-animals", value, seen)
