@@ -1,6 +1,6 @@
 """Named runs. A preset is `<task>/<method>`: a table of tasks, one of methods, and what both share.
 
-    animals/pixels-v    class-conditional on ten thousand silhouettes: a laptop's ImageNet
+    animals/pixels-v    class-conditional on 9,716 silhouettes: a laptop's ImageNet
     scenes/pixels-v     the same as captioned, coloured scenes: a laptop's text-to-image
     imagenet/jit        ImageNet-256 in pixel space, at the paper's size
     t2i/jit             BLIP-3o at 256 px, at the paper's size

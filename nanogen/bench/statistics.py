@@ -1,4 +1,4 @@
-"""Correlation coefficients with their uncertainty, and the bootstrap over prompts."""
+"""Correlation coefficients with their uncertainty."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy
 from scipy import stats
 
 from nanogen.errors import MetricError
@@ -105,35 +104,3 @@ def leave_one_out(x: Sequence[float], y: Sequence[float]) -> Interval:
             return Interval(-1.0, 1.0)
         coefficients.append(float(stats.pearsonr(rest_x, rest_y).statistic))
     return Interval(min(coefficients), max(coefficients))
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean with its bootstrap standard error and percentile 95 % interval."""
-
-    mean: float
-    standard_error: float
-    interval: Interval
-
-
-def bootstrap(
-    clusters: Sequence[Sequence[float]], seed: int = 0, resamples: int = 1000
-) -> Estimate:
-    """Mean over all values, by resampling whole clusters with replacement.
-
-    A cluster holds the scores of all images of one prompt, which are alike; resampling single
-    images would claim more than is known. For the difference of two models on the same prompts
-    give the paired differences. Raises MetricError for fewer than 2 clusters or an empty one.
-    """
-    sizes = numpy.array([len(values) for values in clusters])
-    if len(sizes) < 2 or sizes.min() == 0:
-        raise MetricError("a bootstrap needs at least 2 prompts, each with an image")
-    totals = numpy.array([math.fsum(values) for values in clusters])
-    drawn = numpy.random.default_rng(seed).integers(len(sizes), size=(resamples, len(sizes)))
-    means = totals[drawn].sum(1) / sizes[drawn].sum(1)
-    low, high = numpy.percentile(means, [2.5, 97.5])
-    return Estimate(
-        mean=float(totals.sum() / sizes.sum()),
-        standard_error=float(means.std(ddof=1)),
-        interval=Interval(float(low), float(high)),
-    )

@@ -1,4 +1,4 @@
-"""Correlations: the published ones to the printed digits, small sets, and the bootstrap."""
+"""Correlations: the published ones to the printed digits, and small sets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from nanogen.bench.correlate import correlation_table, published_pairings, recor
 from nanogen.bench.record import Record
 from nanogen.bench.statistics import (
     Interval,
-    bootstrap,
     correlate,
     fisher_interval,
     leave_one_out,
@@ -142,24 +141,3 @@ def test_known_images_are_no_methods() -> None:
 def test_an_unknown_score_is_named_with_the_nearest() -> None:
     with pytest.raises(MetricError, match="did you mean fd-animals"):
         record_pairings(both_tasks({"a": (1.0, 1.0)}), "fd-animal")
-
-
-def test_bootstrap_of_single_images_is_the_textbook_error() -> None:
-    scores = numpy.random.RandomState(0).rand(400)
-    found = bootstrap([[s] for s in scores])
-    assert found.mean == pytest.approx(scores.mean())
-    assert found.standard_error == pytest.approx(scores.std(ddof=1) / 20, rel=0.1)
-    assert found == bootstrap([[s] for s in scores])
-    assert found.interval.low < found.mean < found.interval.high
-
-
-def test_bootstrap_knows_that_images_of_a_prompt_are_alike() -> None:
-    prompts = numpy.random.RandomState(1).rand(100)
-    clustered = bootstrap([[p] * 4 for p in prompts])
-    naive = bootstrap([[p] for p in prompts for _ in range(4)])
-    assert clustered.standard_error == pytest.approx(2 * naive.standard_error, rel=0.15)
-
-
-def test_bootstrap_needs_prompts() -> None:
-    with pytest.raises(MetricError, match="at least 2 prompts"):
-        bootstrap([[1.0, 0.0]])
