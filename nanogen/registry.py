@@ -25,6 +25,7 @@ FOLDERS = {
     "tokenizer": "tokenizers",
     "conditioner": "conditioners",
     "encoder": "encoders",
+    "network": "encoders",
     "backbone": "backbones",
     "objective": "objectives",
     "term": "objectives",

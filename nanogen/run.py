@@ -20,7 +20,7 @@ from nanogen.objectives.base import Facts
 from nanogen.sampling.generate import Sampler, Sampling
 from nanogen.tasks.base import Task
 from nanogen.train.schedule import Schedule
-from nanogen.types import Conditioner, Tokenizer
+from nanogen.types import Batch, Conditioner, Tokenizer
 
 Terms = config.switches("term")
 
@@ -133,6 +133,11 @@ class Parts:
     conditioner: Conditioner
     model: Model
     device: torch.device
+
+    @torch.no_grad()
+    def latents(self, batch: Batch) -> torch.Tensor:
+        """What is diffused of a batch: latents [B, C, h, w]."""
+        return self.tokenizer.latents(self.tokenizer.raw(batch.images), batch.keys)
 
     def sampler(self, sampling: Sampling | None = None) -> Sampler:
         """A sampler of the model's present weights, with the run's own settings unless others are

@@ -187,10 +187,23 @@ class Tokenizer(Protocol):
     """Images to the space that is diffused, and back. Normalisation lives inside."""
 
     spec: LatentSpec
-    fingerprint: str
-    """changes whenever encode or decode changes"""
+    raw_fingerprint: str
+    """changes whenever `raw` changes"""
 
-    def encode(self, images: Tensor) -> Tensor:
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever encode or decode changes."""
+        ...
+
+    def raw(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] in [0, 1] -> [B, R, h, w]: what a cache stores, not normalised."""
+        ...
+
+    def latents(self, raw: Tensor, keys: Tensor | None = None) -> Tensor:
+        """What `raw` returned -> [B, C, h, w]; `keys` int64 [B] name the samples where it draws."""
+        ...
+
+    def encode(self, images: Tensor, keys: Tensor | None = None) -> Tensor:
         """[B, 3, H, W] in [0, 1] -> [B, C, h, w], about zero mean and unit variance."""
         ...
 

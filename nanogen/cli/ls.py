@@ -16,6 +16,7 @@ KINDS = {
     "tokenizers": "tokenizer",
     "conditioners": "conditioner",
     "encoders": "encoder",
+    "networks": "network",
     "backbones": "backbone",
     "objectives": "objective",
     "terms": "term",

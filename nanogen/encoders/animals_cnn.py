@@ -60,7 +60,7 @@ def ink_of(images: Tensor) -> Tensor:
 
 
 @register(
-    "encoder", "animals-cnn", summary="classifier of the embedded silhouettes, 0.2M parameters"
+    "network", "animals-cnn", summary="classifier of the embedded silhouettes, 0.2M parameters"
 )
 class AnimalsCnn(nn.Module):
     """The trained network, frozen: it stays in eval mode and gives no gradient."""

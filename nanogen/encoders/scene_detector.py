@@ -62,7 +62,7 @@ class SceneNetwork(nn.Module):
         return self.classes(hidden), functional.softplus(self.sides(hidden)) * STRIDE
 
 
-@register("encoder", "scene-detector", summary="own detector of animals in composed scenes")
+@register("network", "scene-detector", summary="own detector of animals in composed scenes")
 class SceneDetector(nn.Module):
     """The trained detector, frozen in eval mode."""
 

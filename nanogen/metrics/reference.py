@@ -45,7 +45,7 @@ class Encoder(Protocol):
 @functools.cache
 def load_encoder(name: str, device: torch.device) -> Encoder:
     """The registered encoder `name` on a device, loaded once: uint8 images to features."""
-    network = registry.get("encoder", name)()
+    network = registry.get("network", name)()
     return network.to(device) if isinstance(network, torch.nn.Module) else network
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nanogen.errors import ConfigError
 from nanogen.registry import register
+from nanogen.tokenizers.base import Autoencoder
 from nanogen.types import LatentSpec
 
 
@@ -24,13 +25,19 @@ class PixelsConfig:
         return Pixels(self.patch, image_size)
 
 
-class Pixels:
+class Pixels(Autoencoder):
     def __init__(self, patch: int, image_size: int) -> None:
-        self.spec = LatentSpec(channels=3, height=image_size, width=image_size, patch=patch)
-        self.fingerprint = f"pixels-{image_size}"
+        spec = LatentSpec(channels=3, height=image_size, width=image_size, patch=patch)
+        super().__init__(spec, f"pixels-{image_size}")
 
-    def encode(self, images: Tensor) -> Tensor:
+    def raw(self, images: Tensor) -> Tensor:
         return images * 2 - 1
 
+    def from_raw(self, raw: Tensor) -> Tensor:
+        return (raw + 1) / 2
+
+    def latents(self, raw: Tensor, keys: Tensor | None = None) -> Tensor:
+        return raw
+
     def decode(self, latents: Tensor) -> Tensor:
-        return (latents + 1) / 2
+        return self.from_raw(latents)

@@ -129,7 +129,7 @@ class Trainer:
         parts = self.parts
         batch = to_device(batch, parts.device)
         with torch.no_grad():
-            latents = parts.tokenizer.encode(batch.images)
+            latents = parts.latents(batch)
             learns = parts.model.learned_conditioner is not None
             condition = None if learns else parts.conditioner.encode(batch).to(parts.device)
         with torch.autocast(

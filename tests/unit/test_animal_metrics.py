@@ -54,7 +54,7 @@ class Noise:
 
 @pytest.fixture
 def context(monkeypatch: pytest.MonkeyPatch) -> Iterator[Context]:
-    entry = registry.Entry("encoder", "animals-cnn", Stub, "", "", "")
+    entry = registry.Entry("network", "animals-cnn", Stub, "", "", "")
     monkeypatch.setattr(registry, "get", lambda kind, name: entry.target)
     load_encoder.cache_clear()
     yield Context(Noise(), torch.device("cpu"), batch=7)

@@ -132,7 +132,7 @@ def test_the_file_is_small_and_holds_halves():
 
 
 def test_it_is_registered_and_its_fingerprint_is_fixed(network):
-    assert registry.get("encoder", "animals-cnn") is AnimalsCnn
+    assert registry.get("network", "animals-cnn") is AnimalsCnn
     assert network.fingerprint == AnimalsCnn().fingerprint
 
 
