@@ -66,6 +66,8 @@ class TaskRecipe:
     summary: str
     shared: Values
     own: Values
+    pixel_patch: int
+    """pixels a side of a token, for methods in pixel space"""
 
 
 TASKS: dict[str, TaskRecipe] = {
@@ -76,12 +78,12 @@ TASKS: dict[str, TaskRecipe] = {
             "task": "class_conditional",
             "task.data": "animals",
             "conditioner": "labels",
-            "tokenizer.patch": 4,
             "evaluation.metrics": ("fd-animals", "is-animals", "pr-animals", "accuracy-animals"),
             "evaluation.samples": 1_000,
             "sampling.guidance.scale": 3.0,
             "sampling.guidance.high": 0.9,
         },
+        pixel_patch=4,
     ),
     "scenes": TaskRecipe(
         "coloured, captioned scenes of the same silhouettes, 40 px; minutes on a CPU",
@@ -90,12 +92,12 @@ TASKS: dict[str, TaskRecipe] = {
             "task": "text_to_image",
             "task.data": "scenes",
             "conditioner": "minilm",
-            "tokenizer.patch": 5,
             "evaluation.metrics": ("scene-eval",),
             "evaluation.samples": 360,
             "sampling.guidance.scale": 3.0,
             "sampling.guidance.high": 1.0,
         },
+        pixel_patch=5,
     ),
     "imagenet": TaskRecipe(
         "ImageNet-256 by class, 80 epochs; 8 GPUs of 80 GB",
@@ -105,10 +107,10 @@ TASKS: dict[str, TaskRecipe] = {
             "task.data": "folder",
             "task.data.path": "data/imagenet/train",
             "conditioner": "labels",
-            "tokenizer.patch": 16,
             "train.images": 80 * EPOCH,
             "sampling.guidance.high": 0.9,
         },
+        pixel_patch=16,
     ),
     "t2i": TaskRecipe(
         "BLIP-3o captions at 256 px, 100K steps; 8 GPUs of 80 GB",
@@ -118,11 +120,11 @@ TASKS: dict[str, TaskRecipe] = {
             "task.data": "shards",
             "task.data.path": "data/blip3o",
             "conditioner": "hf-text",
-            "tokenizer.patch": 16,
             "train.images": 102_400_000,
             "sampling.guidance.scale": 6.0,
             "sampling.guidance.high": 1.0,
         },
+        pixel_patch=16,
     ),
 }
 
@@ -155,6 +157,14 @@ class MethodRecipe:
     summary: str
     tasks: tuple[str, ...]
     values: Values
+    guidance: float | None = None
+    """scale of the paper's best ImageNet row (Table 2)"""
+
+
+def _latent(tokenizer: str, space: str, guidance: float) -> MethodRecipe:
+    """Flow matching in a latent space, at the paper's size: the space decides the times."""
+    values = {"tokenizer": tokenizer, "objective": "flow", "objective.prediction": "v"}
+    return MethodRecipe(f"latents of {space}", ("imagenet", "t2i"), values, guidance)
 
 
 METHODS: dict[str, MethodRecipe] = {
@@ -180,6 +190,7 @@ METHODS: dict[str, MethodRecipe] = {
             "objective.shift_base": None,
             "sampling.shift_base": None,
         },
+        guidance=2.6,
     ),
     "pixnerd": MethodRecipe(
         "PixNerd's objective on DDT: pixels, velocity prediction (arXiv 2507.23268)",
@@ -192,14 +203,26 @@ METHODS: dict[str, MethodRecipe] = {
             "objective.shift_base": None,
             "sampling.shift_base": None,
         },
+        guidance=2.4,
     ),
+    "sdvae-ema": _latent("sdvae-ema", "SD-VAE, EMA weights", 1.6),
+    "sdvae-mse": _latent("sdvae-mse", "SD-VAE, MSE weights", 1.6),
+    "sdxl-vae": _latent("sdxl-vae", "SDXL-VAE", 1.6),
+    "sd3.5": _latent("sd3.5", "SD3.5-VAE", 1.8),
+    "flux": _latent("flux", "FLUX.1-VAE", 2.0),
+    "flux2": _latent("flux2", "FLUX.2-VAE", 2.0),
+    "qwen-vae": _latent("qwen-vae", "Qwen-Image-VAE", 1.6),
+    "e2e-vavae": _latent("e2e-vavae", "E2E-VAVAE", 1.8),
+    "e2e-flux": _latent("e2e-flux", "E2E-FLUX.1-VAE", 1.8),
+    "e2e-sd3.5": _latent("e2e-sd3.5", "E2E-SD3.5-VAE", 1.8),
+    "e2e-qwen-vae": _latent("e2e-qwen-vae", "E2E-Qwen-Image-VAE", 1.8),
+    "rae-dinov2-vit-b": _latent("rae-dinov2-vit-b", "RAE on DINOv2-B", 4.8),
+    "rae-dinov3-vit-b16": _latent("rae-dinov3-vit-b16", "RAE on DINOv3-B", 7.0),
+    "rae-siglip2-vit-b": _latent("rae-siglip2-vit-b", "RAE on SigLIP2-B", 7.0),
+    "rae-pe-vit-l": _latent("rae-pe-vit-l", "RAE on PE-L", 5.0),
+    "rae-langpe-vit-l": _latent("rae-langpe-vit-l", "RAE on LangPE-L", 5.0),
+    "rae-spatialpe-vit-l": _latent("rae-spatialpe-vit-l", "RAE on SpatialPE-L", 9.0),
 }
-
-PER_PRESET: dict[str, Values] = {
-    "imagenet/jit": {"sampling.guidance.scale": 2.6},
-    "imagenet/pixnerd": {"sampling.guidance.scale": 2.4},
-}
-"""the guidance scales of the paper's best rows (Table 2)"""
 
 
 def names() -> list[str]:
@@ -225,13 +248,12 @@ def preset(name: str) -> Run:
         raise ConfigError(f"unknown preset {name!r}; {suggest(name, names())}")
     task, method, fidelity = _split(name)
     recipe = TASKS[task]
-    values: Values = (
-        {"name": name}
-        | recipe.shared
-        | recipe.own
-        | METHODS[method].values
-        | PER_PRESET.get(f"{task}/{method}", {})
-    )
+    chosen = METHODS[method]
+    values: Values = {"name": name} | recipe.shared | recipe.own | chosen.values
+    if values["tokenizer"] == "pixels":
+        values["tokenizer.patch"] = recipe.pixel_patch
+    if task == "imagenet" and chosen.guidance is not None:
+        values["sampling.guidance.scale"] = chosen.guidance
     if recipe.shared is PAPER:
         values |= SCHEDULES[fidelity or "released"](values["train.images"])
     return config.make(Run, resolved(values))

@@ -22,6 +22,8 @@ from nanogen.objectives.base import Facts, Inputs, Objective, Step, Term
 from nanogen.registry import register
 from nanogen.types import Backbone, LatentSpec, Losses, State
 
+TIME_FLOOR = 0.05
+
 
 @register("objective", "flow", summary="rectified flow with v- or x-prediction")
 @chz.chz
@@ -38,7 +40,7 @@ class FlowConfig:
     shift_base: int | None = chz.field(
         default=4096, doc="latent size at which a = 1; None: no shift"
     )
-    time_floor: float = chz.field(default=0.05, doc="least divisor of x-prediction")
+    time_floor: float = chz.field(default=TIME_FLOOR, doc="least divisor of x-prediction")
 
     @chz.validate
     def _ranges(self) -> None:
@@ -50,6 +52,11 @@ class FlowConfig:
             raise ConfigError(f"objective.shift_base={self.shift_base}: must be 1 or more, or None")
         if not 0 < self.time_floor < 1:
             raise ConfigError(f"objective.time_floor={self.time_floor}: must lie between 0 and 1")
+        if self.prediction == "v" and self.time_floor != TIME_FLOOR:
+            raise ConfigError(
+                f"objective.time_floor={self.time_floor} has no effect with "
+                "objective.prediction=v; leave it out, or choose objective.prediction=x"
+            )
 
     def effective_mean(self, latent: LatentSpec) -> float:
         """Mean of logit t after the shift."""

@@ -148,7 +148,11 @@ def test_velocity_is_float32_under_autocast() -> None:
 @pytest.mark.parametrize(
     "fields, named",
     [({"time_std": 0.0}, "time_std"), ({"time_floor": 0.0}, "time_floor")]
-    + [({"prediction": "e"}, "prediction"), ({"time_floor": 1.0}, "time_floor")],
+    + [
+        ({"prediction": "e"}, "prediction"),
+        ({"time_floor": 1.0}, "time_floor"),
+        ({"time_floor": 0.1}, "no effect"),
+    ],
 )
 def test_refusals(fields: dict[str, object], named: str) -> None:
     with pytest.raises((ConfigError, TypeError), match=named):
