@@ -31,6 +31,7 @@ FOLDERS = {
     "term": "objectives",
     "optimiser": "train",
     "metric": "metrics",
+    "reconstruction": "metrics",
 }
 
 T = TypeVar("T")

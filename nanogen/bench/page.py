@@ -9,16 +9,18 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import torch
 from PIL import Image
 
 from nanogen import config
-from nanogen.bench import record, sanity
+from nanogen.bench import reconstructions, record, sanity
 from nanogen.bench.correlate import correlation_table, record_pairings
 from nanogen.bench.leaderboard import leaderboards, published_leaderboard
 from nanogen.bench.plot import Curve
+from nanogen.bench.reconstructions import latent_runs, task_of
 from nanogen.bench.record import Record
 from nanogen.bench.report import Curves, Grid, Picture, ReportData, render
 from nanogen.bench.table import Table
@@ -30,7 +32,7 @@ from nanogen.sampling import draw
 from nanogen.train import checkpoint
 from nanogen.train.log import read
 
-SANITY = "sanity"
+SANITY, SPACES = "sanity", "reconstruction"
 HEADLINES = {"class_conditional": "fd-animals", "text_to_image": "scene-eval"}
 """the scores that stand first and on the axes of the correlation"""
 SHOWN = 30
@@ -44,10 +46,13 @@ class Result:
     leaderboards: tuple[Table, ...]
     correlation: Table
     sanity: tuple[Table, ...]
+    spaces: tuple[Table, ...] = ()
+    """what the latent spaces keep of real images, by task"""
+    reconstructions: tuple[Grid, ...] = ()
 
     @property
     def tables(self) -> list[Table]:
-        return [*self.leaderboards, *self.sanity, self.correlation]
+        return [*self.leaderboards, *self.spaces, *self.sanity, self.correlation]
 
 
 def run_folders(folder: Path) -> list[Path]:
@@ -76,10 +81,20 @@ def result(folder: Path) -> Result:
         if task not in tables and run.evaluation.metrics:
             rows = sanity.measure(run, folder / SANITY)
             tables[task] = sanity.table(rows, f"What the metrics say of known images: {task}")
+    spaces = {run: reconstructions.measure(run, folder / SPACES) for run in latent_runs(runs)}
+    by_task = [list(mine) for _, mine in groupby(spaces, key=task_of)]
+    rows = [[one for run in mine for one in spaces[run]] for mine in by_task]
     return Result(
         tuple(leaderboards(records)),
         correlation_table(_pairings(records), "Correlation"),
         tuple(tables.values()),
+        tuple(
+            reconstructions.table(found, f"What latent spaces keep: {task_of(mine[0])}")
+            for mine, found in zip(by_task, rows, strict=True)
+        ),
+        tuple(
+            reconstructions.pictures(mine, found) for mine, found in zip(by_task, rows, strict=True)
+        ),
     )
 
 
@@ -119,6 +134,8 @@ def _data(folder: Path, found: Result, command: str) -> ReportData:
         scatters=tuple(p for p in _pairings(records) if len(p.points) > 1),
         grids=tuple(grid for path in paths if (grid := _grid(path)) is not None),
         curves=tuple(_curves(runs)),
+        spaces=found.spaces,
+        reconstructions=found.reconstructions,
         sanity=found.sanity,
         configs={
             run.name: (path / CONFIG).read_text(encoding="utf-8") for path, run in runs.items()

@@ -28,7 +28,7 @@ from nanogen.errors import DataError
 
 PNG = b"\x89PNG\r\n\x1a\n"
 PIXELATED = 96
-"""images of fewer pixels a side are enlarged with hard edges: smoothing would invent detail"""
+"""images of fewer pixels in height are enlarged with hard edges: smoothing would invent detail"""
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class Grid:
     title: str
     pictures: tuple[Picture, ...]
     note: str = ""
+    wide: bool = False
+    """each picture is several images beside each other"""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,9 @@ class ReportData:
     correlations: tuple[Table, ...] = ()
     scatters: tuple[Pairing, ...] = ()
     grids: tuple[Grid, ...] = ()
+    spaces: tuple[Table, ...] = ()
+    """what the latent spaces keep of real images"""
+    reconstructions: tuple[Grid, ...] = ()
     curves: tuple[Curves, ...] = ()
     sanity: tuple[Table, ...] = ()
     """what known good and known bad images score"""
@@ -123,9 +128,9 @@ def is_small(picture: Picture) -> bool:
     """Whether a picture is shown with hard pixels."""
     image = picture.image
     if isinstance(image, bytes):
-        # The header of a PNG file holds its width in bytes 16 to 19.
-        return int.from_bytes(image[16:20], "big") < PIXELATED
-    return image.width < PIXELATED
+        # The header of a PNG file holds its height in bytes 20 to 23.
+        return int.from_bytes(image[20:24], "big") < PIXELATED
+    return image.height < PIXELATED
 
 
 def _scatter(pairing: Pairing) -> Markup:

@@ -1,0 +1,121 @@
+"""`nanogen tokenizer eval`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nanogen.cli.options import Json, Out, Overrides
+
+if TYPE_CHECKING:
+    from nanogen.bench.record import Record
+    from nanogen.bench.table import Table
+
+
+def main(
+    name: Annotated[
+        str, typer.Argument(help="A tokenizer (see nanogen ls tokenizers), or a preset.")
+    ],
+    overrides: Overrides = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="animals, scenes, folder ...; animals, or the preset's, if left out."),
+    ] = None,
+    path: Annotated[Path | None, typer.Option(help="Where the images of the data are.")] = None,
+    size: Annotated[int | None, typer.Option(help="Pixels a side of the images.")] = None,
+    split: Annotated[str, typer.Option(help="train, validation, held-out or all.")] = "held-out",
+    samples: Annotated[
+        int | None, typer.Option(help="Images, evenly spaced over the split; all if left out.")
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            help="Such as psnr,ssim,lpips. If left out, psnr,ssim, and rfd-animals on 256 animals "
+            "or more."
+        ),
+    ] = None,
+    lpips: Annotated[
+        Path | None, typer.Option(help="VGG16 of LPIPS, a file or its folder; adds lpips.")
+    ] = None,
+    quantise: Annotated[
+        str, typer.Option(help="round, or truncate: as published scores were measured.")
+    ] = "round",
+    batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 32,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")] = (
+        "auto"
+    ),
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what a tokenizer keeps of images, and write one record for each score."""
+    import torch
+
+    from nanogen import config, dist, evaluation
+    from nanogen.cli.choose_tokenizer import chosen
+    from nanogen.cli.output import show
+    from nanogen.files import writable_folder
+    from nanogen.reconstruction import Options, Subject, measure
+    from nanogen.run import pick_device
+
+    choice = chosen(name, overrides or [], data, path, size)
+    names = tuple(metrics.split(",")) if metrics else default_metrics(choice.data, samples)
+    names += ("lpips",) if lpips is not None else ()
+    place = pick_device(device)
+    options = Options(
+        metrics=tuple(dict.fromkeys(names)),
+        samples=samples,
+        quantise=quantise,  # ty: ignore[invalid-argument-type]
+        trunk=str(lpips or ""),
+        batch=batch,
+        device=place,
+    )
+    with dist.processes(place):
+        source = choice.data.build()
+        tokenizer = choice.tokenizer.build(source.size)
+        if isinstance(tokenizer, torch.nn.Module):
+            tokenizer.to(place)
+        folder = writable_folder(out or Path("records"))
+        subject = Subject(name, config_hash=config.digest(choice))
+        records = measure(tokenizer, source, split, options, subject)
+        evaluation.write(records, folder)
+        if dist.rank() == 0:
+            show([table(records)], as_json)
+
+
+def default_metrics(data: object, samples: int | None) -> tuple[str, ...]:
+    """What is measured where nothing is named: the feature network knows nothing but animals."""
+    from nanogen.data.animals import Animals
+    from nanogen.metrics.pairs import RfdAnimals
+
+    enough = samples is None or samples >= RfdAnimals.minimum
+    return ("psnr", "ssim", *((RfdAnimals.name,) if enough and isinstance(data, Animals) else ()))
+
+
+def table(records: Sequence[Record]) -> Table:
+    """A row for each score."""
+    from nanogen.bench.table import Cell, Column, Table
+
+    first = records[0]
+    arrows = {True: "higher", False: "lower"}
+    rows = tuple(
+        (
+            Cell(record.metric),
+            Cell(record.value, record.standard_error),
+            Cell(arrows[record.higher_is_better]),
+        )
+        for record in records
+    )
+    latent = " x ".join(map(str, first.facts["latent"]))  # ty: ignore[invalid-argument-type]
+    return Table(
+        f"{first.run}: {first.n:,} of {first.facts['split_images']:,} images, "
+        f"split {first.facts['split']}",
+        (Column("score"), Column("value", digits=4), Column("better")),
+        rows,
+        notes=(
+            f"Latent {latent}; reconstructions quantised by {first.quantisation}.",
+            "± is one standard error over images; a number without it has none known.",
+        ),
+    )
