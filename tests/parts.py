@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import chz
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_vae import KIND_OF, tiny_folder
 
 from nanogen import registry
 from nanogen.data.base import Sample, Source
@@ -98,6 +100,27 @@ def _png(number: int) -> bytes:
 
 DATA: dict[str, Callable[[type, Path], Any]] = {"folder": _class_folders, "shards": _shards}
 """data sets that read files: their config, once the files are made"""
+
+
+def tokenizer_config(entry: Entry) -> Any:
+    """The config of a registered tokenizer, from its defaults, on tiny files where it reads any."""
+    return with_tiny_files(entry.target())
+
+
+def with_tiny_files(config: Any) -> Any:
+    """The config of a tokenizer, on tiny files of its kind where it reads any."""
+    name = registry.entry_of(type(config)).name
+    return TINY_FILES[name](config) if name in TINY_FILES else config
+
+
+def _tiny_vae(config: Any) -> Any:
+    return chz.replace(config, model=str(tiny_folder(registry.entry_of(type(config)).name)))
+
+
+TINY_FILES: dict[str, Callable[[Any], Any]] = dict.fromkeys(KIND_OF, _tiny_vae)
+"""tokenizers that read files: their config on tiny ones, which are made when asked for"""
+UNTRAINED = set(KIND_OF)
+"""tokenizers whose tiny networks are random: they cannot be asked to give an image back"""
 
 
 @dataclass(frozen=True)

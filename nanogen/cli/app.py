@@ -28,6 +28,8 @@ from nanogen.cli import (
     ls,
     report,
     sample,
+    tokenizer_eval,
+    tokenizer_probe,
     train,
 )
 from nanogen.errors import RunFailed, UserError
@@ -45,6 +47,11 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "ls": ls.main,
     "doctor": doctor.main,
 }
+TOKENIZER: dict[str, Callable[..., None]] = {
+    "eval": tokenizer_eval.main,
+    "probe": tokenizer_probe.main,
+}
+"""what `nanogen tokenizer` does"""
 
 app = typer.Typer(
     name="nanogen",
@@ -57,6 +64,10 @@ app = typer.Typer(
 )
 for _name, _function in COMMANDS.items():
     app.command(_name)(_function)
+_tokenizer = typer.Typer(help="Train, measure and examine tokenizers.")
+for _name, _function in TOKENIZER.items():
+    _tokenizer.command(_name)(_function)
+app.add_typer(_tokenizer, name="tokenizer")
 
 
 def main() -> None:

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import chz
 import torch
 from torch import Tensor, nn
 
+from nanogen import hub
 from nanogen.conditioners.features import FeatureCache, captions_of, no_text, stacked
 from nanogen.data.base import Source
 from nanogen.errors import ConfigError, MissingExtra
@@ -154,21 +154,8 @@ def _load(config: HfTextConfig) -> tuple[Any, Any]:
         )
         return tokenizer, model
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as problem:
-        raise ConfigError(_advice(config.model, problem)) from problem
-
-
-def _advice(model: str, problem: Exception) -> str:
-    """One line: why a model could not be loaded, and what to do."""
-    page = f"https://huggingface.co/{model}"
-    reason = str(problem).strip().split("\n")[0][:160].rstrip(".")
-    if "gated" in str(problem).lower():
-        return f"{model} is gated: accept its terms at {page} and log in with: hf auth login"
-    if Path(model).exists():
-        return f"{model} holds no text encoder that transformers can load: {reason}"
-    return (
-        f"cannot load the text encoder {model!r}: {reason}; see {page}, or set conditioner.model "
-        "to a folder that holds it"
-    )
+        what = "text encoder that transformers can load"
+        raise ConfigError(hub.advice(config.model, problem, "conditioner.model", what)) from problem
 
 
 def _digest(model: nn.Module) -> str:

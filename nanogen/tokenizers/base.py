@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -17,6 +18,21 @@ from torch import Tensor, nn
 
 from nanogen.fingerprint import digest_of
 from nanogen.types import LatentSpec
+
+
+@dataclass(frozen=True)
+class TokenizerFacts:
+    """What `nanogen ls tokenizers` prints of a registered config class: its `facts`."""
+
+    hub: str = ""
+    """name on the Hugging Face hub; empty where nothing is fetched"""
+    licence: str = ""
+    """that of the weights"""
+    latent: tuple[int, int, int] | None = None
+    """C, h, w for an image of 256 px; None where it depends on the fields"""
+    parameters: int | None = None
+    status: str = "ungated"
+    """ungated, or gated: terms to accept before the hub gives the weights"""
 
 
 class Autoencoder(nn.Module, ABC):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from parts import StandIn, StandInText
+from parts import StandIn, StandInText, with_tiny_files
 
 from nanogen import recipes, registry
 from nanogen.data.base import Source
@@ -32,7 +32,7 @@ def source_of(run: Run) -> Source:
 
 def assembled(run: Run) -> Model:
     source = source_of(run)
-    tokenizer = run.tokenizer.build(source.size)
+    tokenizer = with_tiny_files(run.tokenizer).build(source.size)
     absent = ABSENT_MODELS.get(name_of(run.conditioner))
     conditioner = absent or run.conditioner.build(source)
     with torch.device("meta"):

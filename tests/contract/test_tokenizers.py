@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from parts import built, entries, images
+from parts import UNTRAINED, built, entries, images, tokenizer_config
 
 from nanogen.errors import ConfigError
 from nanogen.registry import Entry
@@ -14,7 +14,7 @@ SIZES = (64, 256)
 
 
 def make(entry: Entry, size: int) -> Tokenizer:
-    return built(entry, lambda: entry.target().build(size))
+    return built(entry, lambda: tokenizer_config(entry).build(size))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -39,7 +39,7 @@ def test_round_trip(entry: Entry) -> None:
     assert latents.dtype == again.dtype == given.dtype
     assert latents.isfinite().all() and again.isfinite().all()
     grey = (given - given.mean((2, 3), keepdim=True)).square().mean()
-    assert (again - given).square().mean() < grey
+    assert entry.name in UNTRAINED or (again - given).square().mean() < grey
 
 
 @pytest.mark.parametrize("entry", entries("tokenizer"))
@@ -79,5 +79,6 @@ def test_fingerprint(entry: Entry) -> None:
 
 @pytest.mark.parametrize("entry", entries("tokenizer"))
 def test_a_size_that_does_not_fit_is_refused(entry: Entry) -> None:
+    make(entry, 64)
     with pytest.raises(ConfigError, match="71"):
-        make(entry, 71)
+        tokenizer_config(entry).build(71)
