@@ -16,8 +16,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from nanogen import config
 from nanogen.bench import page
 from nanogen.bench.leaderboard import leaderboard
+from nanogen.run import Run
+from nanogen.run_folder import CONFIG
 from nanogen.sampling import draw
 from nanogen.sampling.grid import grid
 
@@ -31,24 +34,34 @@ SHOWN = (
     "scene-eval/single_object",
     "scene-eval/colors",
 )
-"""the scores of the README's table; the report has all"""
+"""the scores of the README's tables; the report has all"""
+DEFAULT = "quick"
+"""the budget whose tables of known images and of latent spaces stand in the docs"""
 
 
 def main() -> None:
     folder = Path(sys.argv[1])
     found = page.result(folder)
+    (budget,) = {config.read(Run, path / CONFIG).budget for path in page.run_folders(folder)}
     table = leaderboard(page.own_records(folder), SHOWN)
-    fill(ROOT / "README.md", "leaderboard", table.to_markdown())
-    for name, one in zip(("sanity-animals", "sanity-scenes"), found.sanity, strict=True):
-        fill(ROOT / "docs/metrics.md", name, one.to_markdown())
+    fill(ROOT / "README.md", f"leaderboard-{budget}", table.to_markdown())
+    if budget == DEFAULT:
+        for name, one in zip(("sanity-animals", "sanity-scenes"), found.sanity, strict=True):
+            fill(ROOT / "docs/metrics.md", name, one.to_markdown())
+        spaces = "\n".join(one.to_markdown() for one in found.spaces)
+        fill(ROOT / "docs/tokenizers.md", "spaces", spaces)
     for path in page.run_folders(folder):
-        samples = max((path / "samples").glob("*/samples.json")).parent
-        rows = draw.rows(samples)[:20]
-        images = [np.asarray(Image.open(samples / row["file"]).convert("RGB")) for row in rows]
-        stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-        target = ROOT / "docs/images" / f"{path.name}.png"
-        target.parent.mkdir(exist_ok=True)
-        grid(stacked, [row["caption"] for row in rows]).save(target, optimize=True)
+        save_samples(path, ROOT / f"docs/images/{budget}-{path.name}.png")
+
+
+def save_samples(folder: Path, target: Path) -> None:
+    """The first samples of a run's evaluation as one picture."""
+    samples = max((folder / "samples").glob("*/samples.json")).parent
+    rows = draw.rows(samples)[:20]
+    images = [np.asarray(Image.open(samples / row["file"]).convert("RGB")) for row in rows]
+    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    target.parent.mkdir(exist_ok=True)
+    grid(stacked, [row["caption"] for row in rows]).save(target, optimize=True)
 
 
 def fill(file: Path, name: str, text: str) -> None:

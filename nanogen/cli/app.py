@@ -20,6 +20,7 @@ import typer
 from nanogen.cli import (
     bench,
     compare,
+    convert,
     correlate,
     diff,
     doctor,
@@ -30,6 +31,7 @@ from nanogen.cli import (
     sample,
     tokenizer_eval,
     tokenizer_probe,
+    tokenizer_stats,
     train,
 )
 from nanogen.errors import RunFailed, UserError
@@ -45,10 +47,12 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "report": report.main,
     "diff": diff.main,
     "ls": ls.main,
+    "convert": convert.main,
     "doctor": doctor.main,
 }
 TOKENIZER: dict[str, Callable[..., None]] = {
     "eval": tokenizer_eval.main,
+    "stats": tokenizer_stats.main,
     "probe": tokenizer_probe.main,
 }
 """what `nanogen tokenizer` does"""

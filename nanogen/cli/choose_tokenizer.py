@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import chz
+from torch import Tensor, nn
 
 from nanogen import config, recipes, registry
 from nanogen.config import choice
 from nanogen.data.animals import Animals
+from nanogen.data.base import Source
+from nanogen.encoders.vision import VisionEncoder, open_encoder, parse, rows
 from nanogen.errors import ConfigError, suggest
 from nanogen.tokenizers.pixels import PixelsConfig
+from nanogen.tokenizers.rae import as_grid
 
 
 @chz.chz
@@ -56,3 +60,38 @@ def chosen(
     given += [] if path is None else [f"data.path={path}"]
     given += [] if size is None else [f"data.size={size}"]
     return config.override(base, given)
+
+
+class Raw(nn.Module):
+    """Images [B, 3, H, W] in [0, 1] to raw latents [B, C, h, w], of a tokenizer or an encoder."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, images: Tensor) -> Tensor:
+        if isinstance(self.module, VisionEncoder):
+            return as_grid(self.module(images).patches)
+        return self.module.raw(images)  # ty: ignore[call-non-callable]
+
+
+def raw_latents(
+    name: str,
+    overrides: Sequence[str],
+    data: str | None = None,
+    path: Path | None = None,
+    size: int | None = None,
+) -> tuple[Source, Raw]:
+    """The data and the raw latents that a command is about: of a tokenizer or preset as in
+    `chosen`, or of a vision encoder, whose one override is `path=PATH`.
+    """
+    if "/" in name or parse(name)[0] not in {row.name for row in rows()}:
+        choice = chosen(name, overrides, data, path, size)
+        source = choice.data.build()
+        return source, Raw(choice.tokenizer.build(source.size))
+    unknown = [one for one in overrides if not one.startswith("path=")]
+    if unknown:
+        raise ConfigError(f"{unknown[0]!r}: an encoder takes path=PATH and nothing else")
+    source = chosen("pixels", ["patch=1"], data, path, size).data.build()
+    where = overrides[-1].removeprefix("path=") if overrides else ""
+    return source, Raw(open_encoder(name, source.size, where))

@@ -31,7 +31,7 @@ class VisionFeatures:
     patches: Tensor
     """[B, N, D], row by row of the grid; no class or register token"""
     cls: Tensor | None = None
-    """[B, D]; None where the encoder has no class token"""
+    """[B, D]: the class token, or what stands in for it; None where there is neither"""
 
 
 class VisionEncoder(nn.Module, ABC):
@@ -66,7 +66,8 @@ class EncoderRow:
     width: int
     patch: int
     side: int
-    """pixels a side that the network is fed for an image of 256 px"""
+    """pixels a side that the network is fed for an image of 256 px; 0 where it takes none of these
+    """
     parameters: int
     """approximate where the family cannot be built on the meta device"""
     gated: bool = False
@@ -107,24 +108,29 @@ def open_encoder(name: str, image_size: int, path: str = "") -> VisionEncoder:
     ConfigError where the name, an option or the size does not fit, or the weights cannot be had.
     """
     plain, options = parse(name)
-    for family in families().values():
-        for row in family.rows:
-            if row.name == plain:
-                for option in options:
-                    if option not in family.options:
-                        raise ConfigError(
-                            f"encoder {name!r}: {plain} has no option {option!r}; "
-                            f"{suggest(option, family.options)}"
-                        )
-                if row.unavailable:
-                    raise ConfigError(f"encoder {plain!r} cannot be opened: {row.unavailable}")
-                return family.open(row, options, image_size, path)
-    known = [row.name for row in rows()]
-    raise ConfigError(f"unknown encoder {plain!r}; {suggest(plain, known)}")
+    row = find(plain)
+    family = next(one for one in families().values() if row in one.rows)
+    for option in options:
+        if option not in family.options:
+            raise ConfigError(
+                f"encoder {name!r}: {plain} has no option {option!r}; "
+                f"{suggest(option, family.options)}"
+            )
+    if row.unavailable:
+        raise ConfigError(f"encoder {plain!r} cannot be opened: {row.unavailable}")
+    return family.open(row, options, image_size, path)
+
+
+def find(plain: str) -> EncoderRow:
+    """The row of a name without options; an unknown one is a ConfigError with the nearest ones."""
+    for row in rows():
+        if row.name == plain:
+            return row
+    raise ConfigError(f"unknown encoder {plain!r}; {suggest(plain, [row.name for row in rows()])}")
 
 
 def parse(name: str) -> tuple[str, dict[str, str]]:
-    """`"a-b-c[x,y=1.2]"` -> `("a-b-c", {"x": "", "y": "1.2"})`."""
+    """`"a-b-c[x,y=1.2]"` -> `("a-b-c", {"x": "", "y": "1.2"})`; ConfigError for no name."""
     match = re.fullmatch(r"([\w.-]+?)(?:\[([\w.,=]*)\])?", name)
     if not match:
         raise ConfigError(
@@ -133,5 +139,7 @@ def parse(name: str) -> tuple[str, dict[str, str]]:
     options = {}
     for part in filter(None, (match[2] or "").split(",")):
         key, _, value = part.partition("=")
+        if key in options:
+            raise ConfigError(f"encoder {name!r} has the option {key!r} twice; write it once")
         options[key] = value
     return match[1], options

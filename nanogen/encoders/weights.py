@@ -20,6 +20,8 @@ from nanogen.errors import ConfigError, MissingExtra
 
 WRAPPERS = ("state_dict", "weights")
 """keys under which a file may hold its tensors"""
+PREFIXES = ("module.", "_orig_mod.")
+"""what torch puts before the names of a parallel and of a compiled module"""
 
 
 def locate_file(repository: str, names: Sequence[str], path: str, field: str = "path") -> Path:
@@ -51,11 +53,12 @@ def locate_file(repository: str, names: Sequence[str], path: str, field: str = "
         raise ConfigError(hub.advice(repository, problem, field)) from problem
 
 
-def read_tensors(file: Path) -> dict[str, Tensor]:
+def read_tensors(file: Path, wrappers: Sequence[str] = WRAPPERS) -> dict[str, Tensor]:
     """The tensors of a .safetensors file, or of a .pt or .pth by torch's reader of plain weights.
 
-    What wraps them is taken off: `WRAPPERS`, and `module.` before every name. They may lie in the
-    file still: copy before the file changes. ConfigError for a file that cannot be read so.
+    What wraps them is taken off: the first of `wrappers` that is there, and the prefixes of
+    parallel and compiled modules. They may lie in the file still: copy before the file changes.
+    ConfigError for a file that cannot be read so.
     """
     try:
         found: Any
@@ -68,7 +71,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     except Exception as problem:  # a foreign file can be broken in any way
         reason = hub.reason(problem)
         raise ConfigError(f"{file} is not a readable file of weights: {reason}") from problem
-    while isinstance(found, Mapping) and (inner := [key for key in WRAPPERS if key in found]):
+    while isinstance(found, Mapping) and (inner := [key for key in wrappers if key in found]):
         found = found[inner[0]]
     if not isinstance(found, Mapping) or not all(isinstance(t, Tensor) for t in found.values()):
         raise ConfigError(f"{file} holds something else than tensors by name; give a state dict")
@@ -111,6 +114,6 @@ def fill(
 
 
 def _bare(name: str) -> str:
-    while name.startswith("module."):
-        name = name.removeprefix("module.")
+    while name.startswith(PREFIXES):
+        name = name.partition(".")[2]
     return name
