@@ -24,7 +24,7 @@ from nanogen import registry
 from nanogen.data.base import Sample, Source
 from nanogen.errors import ConfigError, DataError, MissingExtra
 from nanogen.registry import Entry
-from nanogen.types import ConditionSpec
+from nanogen.types import ConditionSpec, LatentSpec
 
 ELSEWHERE = {
     ("conditioner", "hf-text"): "needs a model; tests/unit/test_conditioner_text.py makes tiny ones"
@@ -158,6 +158,18 @@ class StandIn:
 
     def prompts(self) -> tuple[str, ...]:
         return ("a red cow", "two blue dogs")
+
+
+@dataclass(frozen=True)
+class StandInTokenizer:
+    """A tokenizer that is not here: only its space."""
+
+    spec: LatentSpec
+    fingerprint: str = "stand-in"
+    raw_fingerprint: str = "stand-in"
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
