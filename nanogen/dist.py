@@ -47,6 +47,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def local_world() -> int:
+    """Number of processes of this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def sum_across(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The sum of each named tensor over all processes, in one reduction per tensor, names in
     sorted order.

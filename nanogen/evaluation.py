@@ -25,7 +25,7 @@ from nanogen.files import whole_file, writable_folder
 from nanogen.metrics import harness
 from nanogen.metrics.base import Context, Metric
 from nanogen.model import parameter_count
-from nanogen.run import Parts, Run, identity
+from nanogen.run import Parts, Run
 from nanogen.run_folder import Opened, open_run
 from nanogen.sampling.grid import grid
 from nanogen.tasks.base import Task
@@ -64,7 +64,7 @@ def measured(run: Run, folder: Path, seen: int) -> bool:
     """Whether records of every metric of a run exist at `seen` images, for its averaged weights."""
     if not folder.is_dir():
         return False
-    digest = config.digest(identity(run))
+    digest = config.digest(run.identity())
     mine = [r for r in record.read(folder) if (r.config_hash, r.weights) == (digest, "ema")]
     # A metric with several scores names them "metric/part".
     found = {r.metric.partition("/")[0] for r in mine if r.seen == seen}
@@ -148,7 +148,7 @@ def evaluate(opened: Opened, check: Check = lambda: None) -> list[Record]:
                 "seed": run.sampling.seed,
             },
             training_seed=run.seed,
-            config_hash=config.digest(identity(run)),
+            config_hash=config.digest(run.identity()),
             parameters=parameter_count(parts.model),
             device=parts.device.type,
             commit=record.commit(),

@@ -71,9 +71,13 @@ def parameter_count(module: nn.Module) -> int:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
+    def moved(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.to(device, non_blocking=True)
+
     return Batch(
-        batch.images.to(device, non_blocking=True),
+        moved(batch.pixels),
         batch.keys.to(device),
         None if batch.labels is None else batch.labels.to(device),
         batch.texts,
+        moved(batch.raw),
     )

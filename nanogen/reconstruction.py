@@ -24,6 +24,7 @@ from nanogen.errors import ConfigError, MetricError, suggest
 from nanogen.metrics.pairs import PairContext, PairMetric
 from nanogen.metrics.similarity import Quantise, quantised
 from nanogen.model import parameter_count
+from nanogen.train.signals import Check
 from nanogen.types import Tokenizer, to_float
 
 TASK = "reconstruction"
@@ -70,18 +71,24 @@ class Subject:
 
 
 def measure(
-    tokenizer: Tokenizer, source: Source, split: str, options: Options, subject: Subject
+    tokenizer: Tokenizer,
+    source: Source,
+    split: str,
+    options: Options,
+    subject: Subject,
+    check: Check = lambda: None,
 ) -> list[Record]:
     """A record of each metric; the same on every process.
 
     `split` is one of the data set's or "all". MetricError where it has no images, a metric needs
-    more of them, or a reconstruction is not finite.
+    more of them, or a reconstruction is not finite. `check` is called before each batch, equally
+    often on every process; what it raises ends the measurement.
     """
     started = time.monotonic()
     total = _count(source, split)
     n = total if options.samples is None else options.samples
-    metrics = _chosen(options, n, total, split)
-    for images, others in _pairs(tokenizer, source, split, n, options):
+    metrics = chosen_metrics(options, n, total, split)
+    for images, others in _pairs(tokenizer, source, split, n, options, check):
         for metric in metrics:
             metric.update(images, others)
     facts = {
@@ -120,7 +127,8 @@ def measure(
     ]
 
 
-def _chosen(options: Options, n: int, total: int, split: str) -> list[PairMetric]:
+def chosen_metrics(options: Options, n: int, total: int, split: str) -> list[PairMetric]:
+    """The metrics of the options, fresh; MetricError unless `n` of `total` images suit them."""
     if not 1 <= n <= total:
         raise MetricError(f"{n} samples of a {split} split of {total} images; choose 1 to {total}")
     if n < dist.world():
@@ -142,14 +150,18 @@ def _chosen(options: Options, n: int, total: int, split: str) -> list[PairMetric
 
 @torch.no_grad()
 def _pairs(
-    tokenizer: Tokenizer, source: Source, split: str, n: int, options: Options
+    tokenizer: Tokenizer, source: Source, split: str, n: int, options: Options, check: Check
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """This process's originals and reconstructions, uint8 [B, 3, H, W], in stored order."""
     total, rank, world = _count(source, split), dist.rank(), dist.world()
     # Even spacing keeps the shares of the classes whatever the order of the data.
     numbers = [i * total // n for i in range(n * rank // world, n * (rank + 1) // world)]
-    for start in range(0, len(numbers), options.batch):
+    largest_share = -(-n // world)
+    for start in range(0, largest_share, options.batch):
+        check()
         part = numbers[start : start + options.batch]
+        if not part:
+            continue
         samples = [_read(source, split, number) for number in part]
         images = torch.stack([sample.image for sample in samples]).to(options.device)
         keys = torch.tensor(part, device=options.device)

@@ -32,6 +32,9 @@ FOLDERS = {
     "optimiser": "train",
     "metric": "metrics",
     "reconstruction": "metrics",
+    "autoencoder": "stage1",
+    "distance": "stage1",
+    "discriminator": "stage1",
 }
 
 T = TypeVar("T")

@@ -7,7 +7,7 @@ latent space, the conditioner's width) and writes nothing back into the config.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import chz
 import torch
@@ -19,49 +19,46 @@ from nanogen.model import Model
 from nanogen.objectives.base import Facts
 from nanogen.sampling.generate import Sampler, Sampling
 from nanogen.tasks.base import Task
+from nanogen.tokenizers.raw import PRECISIONS, Precision, raw_latents
+from nanogen.train import settings
 from nanogen.train.schedule import Schedule
+from nanogen.train.settings import Training, check_name_and_seed, without_habits
 from nanogen.types import Batch, Conditioner, Tokenizer
 
 Terms = config.switches("term")
 
 
 @chz.chz
-class Train:
+class Train(Training):
     """How long, how many at once, how averaged. All lengths are in images."""
 
-    images: int = chz.field(default=102_400_000, doc="images to train on")
-    batch: int = chz.field(default=1024, doc="images of one optimiser step, over all processes")
-    clip: float = chz.field(default=1.0, doc="largest gradient norm")
-    ema: float = chz.field(default=0.9995, doc="decay of the averaged weights at each step")
-    ema_warmup: bool = chz.field(default=False, doc="decay at most (1 + steps) / (10 + steps)")
     condition_dropout: float = 0.1
-    precision: Literal["fp32", "bf16"] = chz.field(
-        default="fp32", doc="bf16: autocast of the loss; weights stay fp32"
+    raw_precision: Precision = chz.field(
+        default="fp32", doc="in which latents are kept before they are normalised, cached or not"
     )
-    log_every: int = 102_400
-    save_every: int = 5_120_000
-    keep: int = chz.field(default=2, doc="newest checkpoints to keep")
-    sample_every: int = chz.field(default=5_120_000, doc="0: never")
 
     @chz.validate
     def _ranges(self) -> None:
-        for name in ("images", "batch", "log_every", "save_every", "keep"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"train.{name}={getattr(self, name)}: must be at least 1")
-        for name in ("ema", "condition_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"train.{name}={getattr(self, name)}: must lie in [0, 1)")
-        if self.clip <= 0:
-            raise ConfigError(f"train.clip={self.clip}: must be above 0")
-        if self.sample_every < 0:
-            raise ConfigError(f"train.sample_every={self.sample_every}: must not be negative")
-        if self.images < self.batch:
+        if self.raw_precision not in PRECISIONS:
+            known = ", ".join(PRECISIONS)
+            raise ConfigError(f"train.raw_precision={self.raw_precision!r}: choose one of {known}")
+        if not 0 <= self.condition_dropout < 1:
             raise ConfigError(
-                f"train.images={self.images} is less than one step of train.batch={self.batch}; "
-                "raise one or lower the other"
+                f"train.condition_dropout={self.condition_dropout}: must lie in [0, 1)"
             )
-        if self.precision not in ("fp32", "bf16"):
-            raise ConfigError(f"train.precision={self.precision!r}: choose fp32 or bf16")
+
+
+@chz.chz
+class Machine(settings.Machine):
+    """Where and how fast. Nothing here is part of what a run is.
+
+    Readers and caches change no bit of a result; micro-batches and processes only the rounding of
+    its sums.
+    """
+
+    cache: str = chz.field(
+        default="", doc="folder that nanogen cache wrote, to train from stored latents and features"
+    )
 
 
 @chz.chz
@@ -81,23 +78,10 @@ class Evaluation:
 
 
 @chz.chz
-class Machine:
-    """Where and how fast. Nothing here is part of what a run is.
-
-    Readers change no bit of a result; micro-batches and processes only the rounding of its sums.
-    """
-
-    device: str = chz.field(default="auto", doc="cpu, cuda, or auto: cuda where there is one")
-    threads: int = chz.field(default=1, doc="CPU threads of a process")
-    micro_batch: int | None = chz.field(
-        default=None, doc="most images at once on a process; None: no limit"
-    )
-    workers: int = chz.field(default=0, doc="processes that read data ahead")
-    compile: bool = False
-
-
-@chz.chz
 class Run:
+    folders: ClassVar[tuple[str, ...]] = ("checkpoints", "samples", "records")
+    """what training makes in the folder of a run"""
+
     name: str
     budget: str = chz.field(default="", doc="budget of a benchmark that this run belongs to")
     seed: int = 42
@@ -116,11 +100,18 @@ class Run:
 
     @chz.validate
     def _ranges(self) -> None:
-        # It is also a path below runs/, and must not lead out of there.
-        if any(part in ("", ".", "..") for part in self.name.split("/")):
-            raise ConfigError(f"name={self.name!r}: write words, with / between them")
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"seed={self.seed}: must lie in [0, 2^63)")
+        check_name_and_seed(self.name, self.seed)
+
+    def identity(self) -> Run:
+        """The run without what does not change its result: where it runs, what it writes down
+        when.
+        """
+        return chz.replace(
+            self,
+            machine=Machine(),
+            train=without_habits(self.train),
+            sampling=chz.replace(self.sampling, batch=Sampling().batch),
+        )
 
 
 @dataclass(frozen=True)
@@ -136,8 +127,13 @@ class Parts:
 
     @torch.no_grad()
     def latents(self, batch: Batch) -> torch.Tensor:
-        """What is diffused of a batch: latents [B, C, h, w]."""
-        return self.tokenizer.latents(self.tokenizer.raw(batch.images), batch.keys)
+        """What is diffused of a batch: latents [B, C, h, w]; the same bits from a cache or not."""
+        raw = batch.raw
+        if raw is None:
+            raw = raw_latents(self.tokenizer, batch.images)
+        return self.tokenizer.latents(
+            raw.to(PRECISIONS[self.run.train.raw_precision]).float(), batch.keys
+        )
 
     def sampler(self, sampling: Sampling | None = None) -> Sampler:
         """A sampler of the model's present weights, with the run's own settings unless others are
@@ -201,10 +197,6 @@ def check(run: Run) -> None:
             f"sampling.guidance.scale={guidance.scale} needs train.condition_dropout above 0: "
             "without dropout the null condition is never trained"
         )
-    if run.machine.micro_batch is not None and run.machine.micro_batch < 1:
-        raise ConfigError(f"machine.micro_batch={run.machine.micro_batch}: must be at least 1")
-    if not 1 <= run.machine.threads <= 1024 or run.machine.workers < 0:
-        raise ConfigError("machine.threads must lie in [1, 1024] and machine.workers be at least 0")
     if run.evaluation.every and not run.evaluation.metrics:
         raise ConfigError(
             "evaluation.every has no effect without evaluation.metrics; name some or set it to 0"
@@ -223,14 +215,3 @@ def pick_device(name: str) -> torch.device:
         )
     # Each process of a machine has a GPU of its own.
     return torch.device(name, dist.local_rank()) if name == "cuda" else torch.device(name)
-
-
-def identity(run: Run) -> Run:
-    """The run without what does not change its result: where it runs, what it writes down when."""
-    habits = {name: getattr(Train(), name) for name in ("log_every", "save_every", "keep")}
-    return chz.replace(
-        run,
-        machine=Machine(),
-        train=chz.replace(run.train, sample_every=Train().sample_every, **habits),
-        sampling=chz.replace(run.sampling, batch=Sampling().batch),
-    )

@@ -9,43 +9,53 @@ import contextlib
 import fcntl
 import logging
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, Protocol, Self
 
 from nanogen import config, dist
 from nanogen.errors import CheckpointError, ConfigError
 from nanogen.files import remove_parts, whole_file, writable_folder
 from nanogen.model import parameter_count
-from nanogen.run import Parts, Run, build, identity
+from nanogen.run import Parts, Run, build
 from nanogen.train import checkpoint
 
 log = logging.getLogger(__name__)
 
 CONFIG = "run.yaml"
 LOCK = ".lock"
-FOLDERS = ("checkpoints", "samples", "records")
 WEIGHTS = ("ema", "raw")
 USED_AFTER_TRAINING = ("sampling.", "evaluation.", "machine.", "task.data.path")
 """fields that a trained run may be sampled and measured with other values of"""
 
 
-def prepare(run: Run, folder: Path, fresh: bool) -> Path:
+class AnyRun(Protocol):
+    """A config that is trained in a folder: of a diffusion model, of a tokenizer."""
+
+    folders: ClassVar[tuple[str, ...]]
+
+    def identity(self) -> Self:
+        """Without what does not change its result."""
+        ...
+
+
+def prepare(run: AnyRun, folder: Path, fresh: bool) -> Path:
     """Make the folder ready to train `run` in: new, or holding the same run."""
     if dist.rank() == 0:
         writable_folder(folder)
         known = folder / CONFIG
         if fresh and known.exists():
-            clear(folder)
+            clear(folder, run.folders)
         if known.exists():
-            refuse_other(run, config.read(Run, known), folder)
+            refuse_other(run, config.read(type(run), known), folder)
         elif any((folder / "checkpoints").glob("[0-9]*")):
             raise CheckpointError(
                 f"{folder} holds checkpoints but no {CONFIG}; choose another --out"
             )
         with whole_file(known) as part:
             config.write(run, part)
-        for name in ("", *FOLDERS):
+        for name in ("", *run.folders):
             remove_parts(folder / name)
     dist.barrier()
     return folder
@@ -69,9 +79,9 @@ def held(folder: Path) -> Generator[None, None, None]:
         yield
 
 
-def clear(folder: Path) -> None:
+def clear(folder: Path, made: Sequence[str] = Run.folders) -> None:
     """Remove what a run made, and nothing else that may lie in the folder."""
-    for name in FOLDERS:
+    for name in made:
         shutil.rmtree(folder / name, ignore_errors=True)
     # The config goes last: it says that the folder is ours to clear.
     for name in ("log.jsonl", CONFIG):
@@ -79,10 +89,10 @@ def clear(folder: Path) -> None:
 
 
 def refuse_other(
-    run: Run, known: Run, folder: Path, instead: str = "use --fresh to start over"
+    run: AnyRun, known: AnyRun, folder: Path, instead: str = "use --fresh to start over"
 ) -> None:
     """CheckpointError, with what differs, unless both are one run; `instead` is what to do."""
-    rows = config.differences(identity(known), identity(run))
+    rows = config.differences(known.identity(), run.identity())
     if rows:
         listed = ", ".join(f"{path}: {old} there, {new} here" for path, old, new in rows[:3])
         more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""

@@ -31,8 +31,8 @@ Paths, guidance, solvers and losses work leaf by leaf, so none of them knows wha
 class Batch:
     """Samples of a task. `labels` or `texts` is None where the task has none."""
 
-    images: Tensor
-    """float [B, 3, H, W] in [0, 1]"""
+    pixels: Tensor | None
+    """float [B, 3, H, W] in [0, 1]; None where latents are stored and nothing else reads images"""
     keys: Tensor
     """int64 [B]: the position of each sample in the stream; all randomness of a sample follows
     from it
@@ -40,6 +40,20 @@ class Batch:
     labels: Tensor | None = None
     """int64 [B]"""
     texts: tuple[str, ...] | None = None
+    raw: Tensor | None = None
+    """[B, R, h, w]: what the tokenizer's `raw` gives of the images, where it is stored, in the
+    precision in which it is
+    """
+
+    @property
+    def images(self) -> Tensor:
+        """float [B, 3, H, W] in [0, 1]; RuntimeError where they were not read."""
+        if self.pixels is None:
+            raise RuntimeError(
+                "images are not read where latents come from a cache; a term that reads them must "
+                "set needs_images = True"
+            )
+        return self.pixels
 
     def __len__(self) -> int:
         return len(self.keys)

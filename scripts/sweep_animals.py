@@ -21,8 +21,9 @@ from nanogen import config, evaluation, recipes
 from nanogen.data.loader import batches
 from nanogen.run import Run, build
 from nanogen.run_folder import Opened
+from nanogen.train.diffusion import DiffusionTrainer
 from nanogen.train.log import read
-from nanogen.train.loop import Hooks, Trainer, train
+from nanogen.train.loop import Hooks, train
 from nanogen.train.signals import Check
 
 WARM, TIMED = 3, 10
@@ -97,7 +98,7 @@ def trial(run: Run, arguments: argparse.Namespace) -> dict[str, float]:
         records.extend(evaluation.evaluate(Opened(parts, seen, "ema"), check))
 
     hooks = Hooks(evaluate=evaluate)
-    train(parts, folder, hooks)
+    train(DiffusionTrainer(parts), folder, hooks)
     scores = {record.metric: round(record.value, 4) for record in records}
     loss = read(folder / "log.jsonl")[-1]["flow"]
     return {
@@ -110,8 +111,8 @@ def trial(run: Run, arguments: argparse.Namespace) -> dict[str, float]:
 
 def images_per_cpu_second(run: Run) -> float:
     """Measured over a few steps, after a few to warm up."""
-    trainer = Trainer(build(run))
-    stream = batches(trainer.parts.task, 0, run.train.batch, run.train.batch, 0)
+    trainer = DiffusionTrainer(build(run))
+    stream = batches(trainer.task, 0, run.train.batch, run.train.batch, 0)
     for _ in range(WARM):
         trainer.step(stream)
     started = time.process_time()

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_rae import tiny_folder as tiny_rae
 from tiny_vae import KIND_OF, tiny_folder
 
 from nanogen import registry
@@ -28,6 +29,10 @@ from nanogen.types import ConditionSpec, LatentSpec
 
 ELSEWHERE = {
     ("conditioner", "hf-text"): "needs a model; tests/unit/test_conditioner_text.py makes tiny ones"
+} | {
+    ("tokenizer", entry.name): "for 256 px; tests/unit/test_rae_presets.py makes tiny ones"
+    for entry in registry.entries("tokenizer")
+    if entry.name.startswith("rae-")
 }
 """parts that these tests leave out, and why"""
 
@@ -117,9 +122,16 @@ def _tiny_vae(config: Any) -> Any:
     return chz.replace(config, model=str(tiny_folder(registry.entry_of(type(config)).name)))
 
 
-TINY_FILES: dict[str, Callable[[Any], Any]] = dict.fromkeys(KIND_OF, _tiny_vae)
+def _tiny_rae(config: Any) -> Any:
+    return chz.replace(config, decoder=str(tiny_rae()))
+
+
+TINY_FILES: dict[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(KIND_OF, _tiny_vae),
+    "rae": _tiny_rae,
+}
 """tokenizers that read files: their config on tiny ones, which are made when asked for"""
-UNTRAINED = set(KIND_OF)
+UNTRAINED = set(TINY_FILES)
 """tokenizers whose tiny networks are random: they cannot be asked to give an image back"""
 
 

@@ -100,6 +100,29 @@ class Ddt(nn.Module):
         """Noisy state, t `[B]`, condition -> prediction with the leaves of `state`, and wanted
         features.
         """
+        base, image_tokens, features = self._encode(state, t, condition, want, self.depth)
+        c = self.s_projector(F.silu(base[:, None] + image_tokens))
+        x = self._with_leaves(self.x_embedder(state["image"]), state, "dec")
+        for block in self.blocks[self.depth :]:
+            x = block(x, c, self.dec_rope)
+        return Prediction(self.final_layer(x, c, self._unpatchify), features)
+
+    def features(
+        self, state: State, t: Tensor, condition: Condition, want: Iterable[str]
+    ) -> dict[str, Tensor]:
+        """The wanted features alone: the same as those of `forward`, without the blocks after the
+        last of them.
+        """
+        want = tuple(want)
+        last = max(_block_numbers(want, self.depth), default=0)
+        return self._encode(state, t, condition, want, last)[2]
+
+    def _encode(
+        self, state: State, t: Tensor, condition: Condition, want: Iterable[str], last: int
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Base embedding of time [B, D], image tokens [B, N, D] after encoder block `last`, and the
+        wanted features up to there.
+        """
         wanted = _block_numbers(want, self.depth)
         base, time_tokens = self.t_embedder(t)
         context, mask = self.ctx_embedder(condition)
@@ -110,15 +133,11 @@ class Ddt(nn.Module):
         if mask is not None:
             visible = F.pad(mask, (s.shape[1] - mask.shape[1], 0), value=True)[:, None, None]
         features = {}
-        for number, block in enumerate(self.blocks[: self.depth], start=1):
+        for number, block in enumerate(self.blocks[:last], start=1):
             s = block(s, self.enc_rope, visible)
             if number in wanted:
                 features[f"block{number}"] = s[:, :visual]
-        c = self.s_projector(F.silu(base[:, None] + s[:, :visual]))
-        x = self._with_leaves(self.x_embedder(state["image"]), state, "dec")
-        for block in self.blocks[self.depth :]:
-            x = block(x, c, self.dec_rope)
-        return Prediction(self.final_layer(x, c, self._unpatchify), features)
+        return base, s[:, :visual], features
 
     def _with_leaves(self, tokens: Tensor, state: State, side: str) -> Tensor:
         extra = [

@@ -32,6 +32,7 @@ from nanogen.cli import (
     tokenizer_eval,
     tokenizer_probe,
     tokenizer_stats,
+    tokenizer_train,
     train,
 )
 from nanogen.errors import RunFailed, UserError
@@ -51,6 +52,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "doctor": doctor.main,
 }
 TOKENIZER: dict[str, Callable[..., None]] = {
+    "train": tokenizer_train.main,
     "eval": tokenizer_eval.main,
     "stats": tokenizer_stats.main,
     "probe": tokenizer_probe.main,

@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from nanogen import config, recipes
 from nanogen.errors import ConfigError
 from nanogen.run import Run
+
+T = TypeVar("T")
 
 
 def chosen_run(preset: str | None, source: Path | None, overrides: list[str] | None) -> Run:
     """The run that a command line names. With --from, the first argument may already be an
     override.
     """
-    arguments = list(overrides or [])
-    if source is not None:
-        if preset is not None and "=" not in preset:
-            raise ConfigError(f"both a preset ({preset}) and --from {source}: give one of them")
-        arguments = ([preset] if preset else []) + arguments
-        base = config.read(Run, source)
-    elif preset is None:
+    if preset is None and source is None:
         raise ConfigError(
             "name a preset, such as animals/pixels-v, or a file with --from; see nanogen ls presets"
         )
+    return chosen(recipes.preset, lambda file: config.read(Run, file), preset, source, overrides)
+
+
+def chosen(
+    named: Callable[[str], T],
+    read: Callable[[Path], T],
+    preset: str | None,
+    source: Path | None,
+    overrides: list[str] | None,
+) -> T:
+    """The same of any kind of run, of which `named` gives a preset and `read` a file; one of
+    `preset` and `source` must be given.
+    """
+    arguments = list(overrides or [])
+    if source is None:
+        base = named(preset or "")
+    elif preset is not None and "=" not in preset:
+        raise ConfigError(f"both a preset ({preset}) and --from {source}: give one of them")
     else:
-        base = recipes.preset(preset)
+        arguments = ([preset] if preset else []) + arguments
+        base = read(source)
     return config.override(base, arguments) if arguments else base
 
 

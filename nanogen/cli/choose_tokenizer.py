@@ -15,8 +15,10 @@ from nanogen.data.animals import Animals
 from nanogen.data.base import Source
 from nanogen.encoders.vision import VisionEncoder, open_encoder, parse, rows
 from nanogen.errors import ConfigError, suggest
+from nanogen.tokenizers.base import Autoencoder
 from nanogen.tokenizers.pixels import PixelsConfig
 from nanogen.tokenizers.rae import as_grid
+from nanogen.tokenizers.statistics import Statistics
 
 
 @chz.chz
@@ -65,14 +67,29 @@ def chosen(
 class Raw(nn.Module):
     """Images [B, 3, H, W] in [0, 1] to raw latents [B, C, h, w], of a tokenizer or an encoder."""
 
-    def __init__(self, module: nn.Module) -> None:
+    module: VisionEncoder | Autoencoder
+
+    def __init__(self, module: VisionEncoder | Autoencoder) -> None:
         super().__init__()
         self.module = module
 
     def forward(self, images: Tensor) -> Tensor:
+        """ConfigError where raw latents hold more than a mean."""
         if isinstance(self.module, VisionEncoder):
             return as_grid(self.module(images).patches)
-        return self.module.raw(images)  # ty: ignore[call-non-callable]
+        raw = self.module.raw(images)
+        if raw.shape[1] != self.module.spec.channels:
+            raise ConfigError(
+                "raw latents hold a mean and a deviation; statistics are of the means: use "
+                "tokenizer.posterior=mode"
+            )
+        return raw
+
+    def normalised(self, statistics: Statistics) -> Statistics | None:
+        """Statistics of what a tokenizer makes of its raw latents, None for an encoder."""
+        if not isinstance(self.module, Autoencoder):
+            return None
+        return statistics.normalised(self.module.shift.cpu(), self.module.scale.cpu())
 
 
 def raw_latents(

@@ -11,10 +11,10 @@ from nanogen.cli.options import Json, Overrides
 
 if TYPE_CHECKING:
     from nanogen.bench.table import Table
-    from nanogen.tokenizers.statistics import Statistics
+    from nanogen.tokenizers.statistics import Channels, Statistics
 
-SHOWN = 32
-"""channels of the table"""
+SHOWN = 128
+"""channels of the table: all of a VAE's"""
 
 
 def main(
@@ -62,27 +62,45 @@ def main(
         if dist.rank() == 0:
             if out is not None:
                 statistics.save(found, out)
-            show([table(name, found)], as_json)
+            show([table(name, found, raw.normalised(found))], as_json)
 
 
-def table(name: str, found: Statistics) -> Table:
-    """Mean and deviation of each channel, over images and positions."""
+def table(name: str, found: Statistics, normalised: Statistics | None) -> Table:
+    """Mean and deviation of each channel over images and positions; `normalised` are those of the
+    latents that a tokenizer makes of them, None for an encoder.
+    """
     from nanogen.bench.table import Cell, Column, Table
 
-    mean = found.mean.double().mean((1, 2))
-    power = (found.variance.double() + found.mean.double().square()).mean((1, 2))
-    deviation = (power - mean.square()).clamp(min=0).sqrt()
-    rows = [
-        (Cell(channel), Cell(mean[channel].item()), Cell(deviation[channel].item()))
-        for channel in range(min(SHOWN, len(mean)))
-    ]
-    more = len(mean) - len(rows)
-    return Table(
-        f"{name}: raw latents {' x '.join(map(str, found.mean.shape))}",
-        (Column("channel"), Column("mean", digits=4), Column("std", digits=4)),
-        tuple(rows),
-        notes=(
-            *([f"{more} more channels are left out."] if more else []),
-            f"Mean square of a value {found.power:.4f}; it is 1 after a LayerNorm without affine.",
-        ),
+    raw, latents = found.channels(), normalised.channels() if normalised else None
+    columns = [Column("mean", "raw", digits=4), Column("std", "raw", digits=4)]
+    values = [raw.mean, raw.std]
+    notes = [_norm_note(found)]
+    if latents:
+        columns += [Column("mean", "normalised", digits=4), Column("std", "normalised", digits=4)]
+        values += [latents.mean, latents.std]
+        notes.append(_white_note(latents))
+    shown = min(SHOWN, len(raw.mean))
+    if shown < len(raw.mean):
+        notes.append(f"{len(raw.mean) - shown} more channels are left out.")
+    rows = tuple(
+        (Cell(channel), *(Cell(value[channel].item()) for value in values))
+        for channel in range(shown)
+    )
+    title = f"{name}: raw latents {' x '.join(map(str, found.mean.shape))}"
+    return Table(title, (Column("channel"), *columns), rows, tuple(notes))
+
+
+def _norm_note(found: Statistics) -> str:
+    least, most = found.powers.min().item(), found.powers.max().item()
+    return (
+        f"Mean square of a value {found.power:.4f}, {least:.4f} to {most:.4f} over positions; it "
+        "is 1 everywhere after a LayerNorm without affine."
+    )
+
+
+def _white_note(latents: Channels) -> str:
+    mean, std = latents.mean.abs().max().item(), latents.std
+    return (
+        f"Normalised channels {'are' if latents.whitened else 'are not'} about 0 and 1: means "
+        f"within ±{mean:.3f}, deviations {std.min().item():.3f} to {std.max().item():.3f}."
     )

@@ -32,6 +32,7 @@ def main(
     from nanogen.cli.choose import chosen_run
     from nanogen.errors import ConfigError
     from nanogen.run import build, pick_device
+    from nanogen.train.diffusion import DiffusionTrainer
     from nanogen.train.loop import train
 
     if max_minutes is not None and not max_minutes >= 0:
@@ -45,6 +46,6 @@ def main(
             run_folder.prepare(run, folder, fresh)
             if dist.rank() == 0:
                 print(run_folder.describe(parts, folder), flush=True)
-            finished = train(parts, folder, hooks, max_minutes)
+            finished = train(DiffusionTrainer(parts), folder, hooks, max_minutes)
         if dist.rank() == 0 and finished:
             print(f"done: {folder}; draw from it with: nanogen sample {folder}")

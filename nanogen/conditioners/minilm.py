@@ -74,7 +74,7 @@ class MiniLm(nn.Module):
         super().__init__()
         self._split = _tokenizer(folder / "tokenizer.json")
         self.encoder = _load(folder / "model.safetensors")
-        self._cache = FeatureCache(CACHED)
+        self.kept = FeatureCache(CACHED)
         frozen(self)
         states = torch.cat([self._states(caption) for caption in prompts()])
         self.register_buffer("mean", states.mean(0))
@@ -82,7 +82,7 @@ class MiniLm(nn.Module):
 
     def encode(self, given: Batch | Request) -> TextCondition:
         """The captions of a batch; an empty caption is the null condition."""
-        rows = self._cache.rows(captions_of(given, "minilm"), self._encode)
+        rows = self.kept.rows(captions_of(given, "minilm"), self.rows)
         return stacked(rows).to(self._device)
 
     def null(self, count: int) -> TextCondition:
@@ -94,7 +94,8 @@ class MiniLm(nn.Module):
         return self.encoder.words.weight.device
 
     @torch.no_grad()
-    def _encode(self, captions: list[str]) -> list[Tensor]:
+    def rows(self, captions: list[str]) -> list[Tensor]:
+        """[l, 384] of each caption, in main memory."""
         return [((self._states(caption) - self.mean) / self.std).cpu() for caption in captions]
 
     @torch.no_grad()

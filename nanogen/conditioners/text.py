@@ -77,14 +77,14 @@ class HfText(nn.Module):
         width = self.encoder.config.get_text_config().hidden_size
         self.spec = ConditionSpec(width=width, tokens=config.tokens)
         self.fingerprint = f"hf-text-{_digest(self.encoder)}-{config.tokens}-{config.dtype}"
-        self._cache = FeatureCache(config.cache) if config.cache else None
+        self.kept = FeatureCache(config.cache) if config.cache else None
 
     def encode(self, given: Batch | Request) -> TextCondition:
         """The captions of a batch, on the encoder's device."""
         captions = captions_of(given, "hf-text")
-        if self._cache is None:
+        if self.kept is None:
             return self._states(captions)
-        rows = [row.float() for row in self._cache.rows(captions, self._rows)]
+        rows = [row.float() for row in self.kept.rows(captions, self.rows)]
         return stacked(rows).to(self.encoder.device)
 
     def null(self, count: int) -> TextCondition:
@@ -92,7 +92,7 @@ class HfText(nn.Module):
         assert self.spec.width is not None
         return no_text(count, self.spec.width, self.encoder.device)
 
-    def _rows(self, captions: list[str]) -> list[Tensor]:
+    def rows(self, captions: list[str]) -> list[Tensor]:
         """[l, D] of each caption, in main memory, in the encoder's own precision: nothing is lost.
 
         One by one: beside other captions its features would round otherwise, and a run that is

@@ -10,9 +10,10 @@ import chz
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from nanogen.data import silhouettes
-from nanogen.data.base import Sample
+from nanogen.data.base import Description, Sample
 from nanogen.data.draws import generator
 from nanogen.errors import ConfigError
 from nanogen.registry import register
@@ -27,6 +28,7 @@ class AnimalsSource:
     def __init__(self, size: int, flip: bool) -> None:
         self.size = size
         self.flip = flip
+        self.variants = 2 if flip else 1
         self.fingerprint = f"animals-1/{silhouettes.fingerprint()[:16]}/{size}/{'flip' * flip}"
 
     def count(self, split: str) -> int:
@@ -35,16 +37,30 @@ class AnimalsSource:
 
     def read(self, split: str, index: int, draw: int) -> Sample:
         """Silhouette `index` of a split as uint8 [3, size, size]: 0 is ink, 255 is ground."""
-        opacity, labels = silhouettes.load(split)
-        ink = opacity[index]
+        image = self._image(split, index)
+        if split == "train" and self.variant(index, draw):
+            image = image.flip(-1)
+        return Sample(image, label=int(silhouettes.load(split).labels[index]))
+
+    def variant(self, index: int, draw: int) -> int:
+        """1 where the draw shows the mirror image."""
+        return int(generator("train", index, draw).integers(2)) if self.flip else 0
+
+    def views(self, index: int) -> tuple[Tensor, ...]:
+        """As it is, and with `flip` its mirror image."""
+        image = self._image("train", index)
+        return (image, image.flip(-1))[: self.variants]
+
+    def describe(self, index: int) -> Description:
+        return Description(int(silhouettes.load("train").labels[index]))
+
+    def _image(self, split: str, index: int) -> Tensor:
+        ink = silhouettes.load(split).opacity[index]
         if ink.shape[0] != self.size:
             # Pillow widens its filter when it shrinks, so that nothing aliases.
             shape = (self.size, self.size)
             ink = np.asarray(Image.fromarray(ink).resize(shape, Image.Resampling.BICUBIC))
-        if self.flip and split == "train" and generator(split, index, draw).integers(2):
-            ink = ink[:, ::-1]
-        grey = torch.from_numpy(255 - ink)
-        return Sample(grey.expand(3, -1, -1), label=int(labels[index]))
+        return torch.from_numpy(255 - ink).expand(3, -1, -1)
 
     def prompts(self) -> tuple[str, ...]:
         return ()

@@ -7,9 +7,11 @@ composition) follows from it, so the stream needs no state and resumes anywhere.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 from torch import Tensor
+
+from nanogen.errors import DataError
 
 SPLITS = ("train", "validation", "held-out")
 
@@ -20,6 +22,14 @@ class Sample:
 
     image: Tensor
     """uint8 [3, H, W]"""
+    label: int | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is known of an image, without the image."""
+
     label: int | None = None
     text: str | None = None
 
@@ -35,6 +45,10 @@ class Source(Protocol):
     """whether samples have a text"""
     fingerprint: str
     """changes whenever any sample changes"""
+    variants: int
+    """in how many ways a training sample is shown over all draws: 1 as it is, 2 with its mirror
+    image; 0 without end, where every draw composes another
+    """
 
     def count(self, split: str) -> int:
         """Number of samples of a split; 0 where the data set has no such split."""
@@ -49,3 +63,32 @@ class Source(Protocol):
         none.
         """
         ...
+
+
+class FiniteSource(Source, Protocol):
+    """A data set whose training samples are shown in a fixed number of ways.
+
+    `read("train", index, draw)` is `views(index)[variant(index, draw)]` with `describe(index)`.
+    """
+
+    def variant(self, index: int, draw: int) -> int:
+        """Which of its `variants` training sample `index` is at `draw`."""
+        ...
+
+    def views(self, index: int) -> tuple[Tensor, ...]:
+        """Training sample `index` in all its variants, uint8 [3, H, W] each."""
+        ...
+
+    def describe(self, index: int) -> Description:
+        """Label and caption of training sample `index`; no image is decoded."""
+        ...
+
+
+def finite(source: Source, what: str) -> FiniteSource:
+    """The same source; DataError, saying that `what` cannot be stored, where it has no end."""
+    if not source.variants:
+        raise DataError(
+            f"{what} cannot be stored: this data set composes every training image anew, so none "
+            "comes twice; train without machine.cache, or on images in files (task.data=folder)"
+        )
+    return cast(FiniteSource, source)

@@ -13,9 +13,10 @@ from collections.abc import Iterable, Sequence
 
 import chz
 import numpy as np
+from torch import Tensor
 
-from nanogen.data.base import SPLITS, Sample
-from nanogen.data.transforms import centre_crop, decode, mirrored
+from nanogen.data.base import SPLITS, Description, Sample
+from nanogen.data.transforms import centre_crop, decode, is_mirrored
 from nanogen.errors import ConfigError, DataError
 
 MOST_PROMPTS = 1_000
@@ -58,7 +59,7 @@ class Catalogue(ABC):
     def __init__(self, options: CatalogueOptions, names: Sequence[str]) -> None:
         """`names` in the order of the sample numbers; DataError if none is left to train on."""
         self.size = options.size
-        self._flip = options.flip
+        self.variants = 2 if options.flip else 1
         self._chances = np.array([_chance(name) for name in names], np.float64)
         edges = [options.held_out, options.held_out + options.validation]
         places = dict(zip(("held-out", "validation", "train"), range(3), strict=True))
@@ -92,11 +93,23 @@ class Catalogue(ABC):
 
     def read(self, split: str, index: int, draw: int) -> Sample:
         """Sample `index` of a split; training images are mirrored for half of all draws."""
-        number = int(self._numbers[split][index])
-        image = centre_crop(decode(self.data(number), self.name(number)), self.size)
-        if self._flip and split == "train":
-            image = mirrored(image, draw)
-        return Sample(image, self.label(number), self.text(number) if self.captioned else None)
+        image = self._image(split, index)
+        if split == "train" and self.variant(index, draw):
+            image = image.flip(-1)
+        known = self._known(split, index)
+        return Sample(image, known.label, known.text)
+
+    def variant(self, index: int, draw: int) -> int:
+        """1 where the draw shows the mirror image."""
+        return int(self.variants == 2 and is_mirrored(draw))
+
+    def views(self, index: int) -> tuple[Tensor, ...]:
+        """As it is, and with `flip` its mirror image."""
+        image = self._image("train", index)
+        return (image, image.flip(-1))[: self.variants]
+
+    def describe(self, index: int) -> Description:
+        return self._known("train", index)
 
     def prompts(self) -> tuple[str, ...]:
         """The captions of the first 1,000 held-out samples by hash, sorted, without repeats."""
@@ -105,6 +118,14 @@ class Catalogue(ABC):
         held_out = self._numbers["held-out"]
         first = held_out[np.argsort(self._chances[held_out], kind="stable")][:MOST_PROMPTS]
         return tuple(sorted({self.text(int(number)) for number in first} - {""}))
+
+    def _image(self, split: str, index: int) -> Tensor:
+        number = int(self._numbers[split][index])
+        return centre_crop(decode(self.data(number), self.name(number)), self.size)
+
+    def _known(self, split: str, index: int) -> Description:
+        number = int(self._numbers[split][index])
+        return Description(self.label(number), self.text(number) if self.captioned else None)
 
 
 def fingerprint(options: CatalogueOptions, files: Iterable[tuple[str, int | str]]) -> str:

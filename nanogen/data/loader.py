@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import signal
 from collections.abc import Generator, Iterator
+from typing import TypeVar
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
@@ -14,6 +14,9 @@ from nanogen.errors import UserError
 from nanogen.tasks.base import Task
 from nanogen.train.signals import SIGNALS
 from nanogen.types import Batch
+
+T = TypeVar("T")
+ENDLESS = 2**62
 
 
 def batches(
@@ -25,13 +28,23 @@ def batches(
     micro-batches of at most `micro` images. Which images a step holds depends on none of these.
     Close it in the end (`contextlib.closing`), where it has workers.
     """
-    plan = _Plan(task, seen, batch, micro)
-    found: Iterator[Batch | UserError] = map(plan.__getitem__, itertools.count())
+    return read_ahead(_Plan(task, seen, batch, micro), ENDLESS, workers)
+
+
+def read_ahead(
+    pieces: Dataset[T | UserError], count: int, workers: int
+) -> Generator[T, None, None]:
+    """Pieces 0 to `count` - 1 in their order, read by `workers` processes, or here with none.
+
+    A piece that is a UserError is raised. Close it in the end (`contextlib.closing`), where it has
+    workers.
+    """
+    found: Iterator[T | UserError] = map(pieces.__getitem__, range(count))
     if workers:
         loader = DataLoader(
-            plan,
+            pieces,
             batch_size=None,
-            sampler=range(2**62),
+            sampler=range(count),
             num_workers=workers,
             prefetch_factor=4,
             worker_init_fn=_deaf,

@@ -76,6 +76,7 @@ class ScenesSource:
 
     classes = ANIMALS
     captioned = True
+    variants = 0
 
     def __init__(self, size: int, weights: tuple[float, ...]) -> None:
         """`weights` of captions.TAGS, any positive total."""

@@ -62,9 +62,9 @@ def centre_crop(image: Image.Image, size: int) -> Tensor:
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 
-def mirrored(image: Tensor, draw: int) -> Tensor:
-    """[3, H, W], left and right exchanged for half of all draws."""
-    return image.flip(-1) if int(mixed(draw)) & 1 else image
+def is_mirrored(draw: int) -> bool:
+    """Whether left and right are exchanged: so it is for half of all draws."""
+    return bool(int(mixed(draw)) & 1)
 
 
 def _check_size(image: Image.Image, name: str) -> None:

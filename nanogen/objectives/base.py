@@ -78,6 +78,8 @@ class Term(nn.Module):
     """
     want: tuple[str, ...] = ()
     """features of the backbone that this term reads"""
+    needs_images: bool = False
+    """whether it reads `batch.images`: with a cache of latents they are read for such terms only"""
 
     def clean_leaves(self, batch: Batch) -> State:
         """Clean values `[B, width]` of the leaves of this term."""

@@ -8,16 +8,27 @@ set, in which order, with which augmentation.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 import torch
 
-from nanogen.data.base import Sample, Source
+from nanogen.cache.latents import LatentCache
+from nanogen.data.base import Description, Sample, Source, finite
 from nanogen.data.order import items
 from nanogen.errors import DataError
 from nanogen.types import Batch, Request, to_float
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where the stream finds the latents of its images."""
+
+    latents: LatentCache
+    images: bool
+    """whether images are read as well"""
 
 
 @dataclass(frozen=True)
@@ -26,6 +37,8 @@ class Task(ABC):
 
     source: Source
     seed: int
+    stored: Stored | None = None
+    """None: batches hold images, to be encoded; else they hold raw latents"""
 
     kind: ClassVar[str]
     """"class_conditional" or "text_to_image": which metrics apply"""
@@ -37,11 +50,23 @@ class Task(ABC):
     def batch(self, positions: np.ndarray) -> Batch:
         """The samples at `positions` (int64 [B]) of the endless training stream."""
         indices = items(positions, self.source.count("train"), self.seed)
-        samples = [
+        keys = torch.from_numpy(positions)
+        if self.stored is None:
+            return collate(self._read(indices, positions), keys)
+        source = finite(self.source, "latents")
+        places = zip(indices.tolist(), positions.tolist(), strict=True)
+        variants = np.array([source.variant(index, draw) for index, draw in places], np.int64)
+        if self.stored.images:
+            found = collate(self._read(indices, positions), keys)
+        else:
+            found = described([source.describe(int(index)) for index in indices], keys)
+        return replace(found, raw=self.stored.latents.raw(indices, variants))
+
+    def _read(self, indices: np.ndarray, positions: np.ndarray) -> list[Sample]:
+        return [
             self.source.read("train", int(index), int(position))
             for index, position in zip(indices, positions, strict=True)
         ]
-        return collate(samples, torch.from_numpy(positions))
 
     @abstractmethod
     def request(self, start: int, stop: int) -> Request:
@@ -54,12 +79,18 @@ class Task(ABC):
         """What each sample of a request shows, in words."""
 
 
-def collate(samples: list[Sample], keys: torch.Tensor) -> Batch:
+def collate(samples: Sequence[Sample], keys: torch.Tensor) -> Batch:
     """Samples and their stream positions (int64 [B]) as one batch."""
+    images = to_float(torch.stack([sample.image for sample in samples]))
+    return replace(described(samples, keys), pixels=images)
+
+
+def described(samples: Sequence[Sample | Description], keys: torch.Tensor) -> Batch:
+    """The same without images."""
     labels = [sample.label for sample in samples if sample.label is not None]
     texts = [sample.text for sample in samples if sample.text is not None]
     return Batch(
-        to_float(torch.stack([sample.image for sample in samples])),
+        None,
         keys,
         torch.tensor(labels) if len(labels) == len(samples) else None,
         tuple(texts) if len(texts) == len(samples) else None,

@@ -69,8 +69,10 @@ class RaeFields:
         """Load encoder, decoder and statistics; ConfigError says what to do where one is missing
         or two of them do not fit each other.
         """
-        files = open_rae(self.decoder, self.published)
-        encoder = open_encoder(self._encoder_name(files), image_size, self.encoder_path)
+        local = open_rae(self.decoder) if self.decoder or not self.published else None
+        encoder = open_encoder(self._encoder_name(local), image_size, self.encoder_path)
+        # The hub gives the decoder last: a gated encoder is refused before gigabytes are fetched.
+        files = local or open_rae("", self.published)
         decoder = files.weights.module()
         _check_fit(files, encoder, image_size)
         statistics = self._statistics(files, encoder)
@@ -78,19 +80,28 @@ class RaeFields:
         space = self.output_space or (files.about.output_space if files.about else "unit")
         return Rae(encoder, decoder, statistics, space)
 
-    def _encoder_name(self, files: Files) -> str:
-        there = files.about.encoder if files.about else self.published
-        if self.encoder and there and self.encoder.partition("[")[0] != there.partition("[")[0]:
+    def _encoder_name(self, local: Files | None) -> str:
+        """Of the encoder to open; `local` is the decoder at a path of one's own."""
+        there = local.about.encoder if local and local.about else ""
+        if self.encoder and self.published and _plain(self.encoder) != self.published:
             raise ConfigError(
-                f"tokenizer.encoder={self.encoder}, but {files.weights.where} was trained on "
-                f"{there}; leave the encoder out, or give its own decoder"
+                f"tokenizer.encoder={self.encoder}, but this tokenizer is that of "
+                f"{self.published}; use tokenizer=rae for others"
             )
-        if not self.encoder and not there:
+        asked = self.encoder or self.published
+        if local and asked and there and _plain(asked) != _plain(there):
+            fix = "leave the encoder out" if self.encoder else "use tokenizer=rae"
             raise ConfigError(
-                f"tokenizer.encoder is not set, and {files.weights.where} does not say what it was "
+                f"{asked} is asked for, but {local.weights.where} was trained on {there}; {fix}, "
+                "or give a decoder of its own"
+            )
+        if local and not asked and not there:
+            raise ConfigError(
+                f"tokenizer.encoder is not set, and {local.weights.where} does not say what it was "
                 "trained on; name it (see nanogen ls encoders)"
             )
-        return self.encoder or there
+        # Options that a folder names hold for its preset too.
+        return self.encoder or there or self.published
 
     def _statistics(self, files: Files, encoder: VisionEncoder) -> Statistics:
         if self.statistics:
@@ -164,9 +175,15 @@ def _output(encoder: VisionEncoder, space: OutputSpace) -> nn.Module:
     preprocess = getattr(encoder, "preprocess", None)
     if preprocess is None:
         raise ConfigError(
-            f"tokenizer.output_space=encoder: {encoder.name} is fed images as they are; use unit"
+            f"tokenizer.output_space=encoder: no mean and deviation of pixels are known of "
+            f"{encoder.name}; use unit"
         )
     return _Denormalised(preprocess.mean, preprocess.std)
+
+
+def _plain(encoder: str) -> str:
+    """A name without its options."""
+    return encoder.partition("[")[0]
 
 
 def as_grid(patches: Tensor) -> Tensor:

@@ -70,12 +70,14 @@ def convert_statistics(source: Path, target: Path, ours: bool) -> None:
     channels, height, width = mean.shape
     found = latent_statistics.load(source, (channels, height, width))
     if ours:
+        target.parent.mkdir(parents=True, exist_ok=True)
         latent_statistics.save(found, target)
     else:
         _save({"mean": found.mean, "var": found.variance}, target)
 
 
 def _save(tensors: dict[str, torch.Tensor], target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(target) as part:
         torch.save(tensors, part)
 

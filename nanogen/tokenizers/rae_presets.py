@@ -12,7 +12,7 @@ from typing import ClassVar, TypeVar
 
 import chz
 
-from nanogen.encoders.vision import EncoderRow, find
+from nanogen.encoders.vision import find
 from nanogen.registry import register
 from nanogen.tokenizers.base import TokenizerFacts
 from nanogen.tokenizers.rae import NEEDS, XL, RaeFields
@@ -23,76 +23,71 @@ GRID = 16
 PER_CHANNEL = 1152
 """parameters of the decoder's first layer for each channel of the features"""
 
-
 T = TypeVar("T", bound=RaeFields)
 
 
-def preset(encoder: str, shown: str) -> Callable[[type[T]], type[T]]:
-    """Class decorator: register the published autoencoder of an encoder."""
-    return register(
-        "tokenizer", f"rae-{encoder}", summary=f"RAE on {shown}", licence="unknown", needs=NEEDS
-    )
+def preset(summary: str) -> Callable[[type[T]], type[T]]:
+    """Class decorator: register the published autoencoder of the encoder that the class names."""
+
+    def add(target: type[T]) -> type[T]:
+        needs = NEEDS
+        if target.facts.status == "gated":
+            page = f"https://huggingface.co/{find(target.published).hub}"
+            needs += f" (accept the encoder's terms at {page})"
+        name, licence = f"rae-{target.published}", target.facts.licence
+        return register("tokenizer", name, summary=summary, licence=licence, needs=needs)(target)
+
+    return add
 
 
 def _facts(encoder: str) -> TokenizerFacts:
-    row: EncoderRow = find(encoder)
-    decoder = XL + PER_CHANNEL * (row.width - 768)
+    row = find(encoder)
     return TokenizerFacts(
         hub=REPOSITORY,
         licence=f"decoder: unknown; encoder: {row.licence}",
         latent=(row.width, GRID, GRID),
-        parameters=row.parameters + decoder,
+        parameters=row.parameters + XL + PER_CHANNEL * (row.width - 768),
         status="gated" if row.gated else "ungated",
     )
 
 
-@register(
-    "tokenizer", "rae-dinov2-vit-b", summary="RAE on DINOv2-B", licence="unknown", needs=NEEDS
-)
+@preset("RAE on DINOv2-B")
 @chz.chz
 class RaeDinov2(RaeFields):
     published: ClassVar[str] = "dinov2-vit-b"
-    facts: ClassVar[TokenizerFacts] = _facts("dinov2-vit-b")
+    facts: ClassVar[TokenizerFacts] = _facts(published)
 
 
-@register(
-    "tokenizer", "rae-dinov3-vit-b16", summary="RAE on DINOv3-B", licence="unknown", needs=NEEDS
-)
+@preset("RAE on DINOv3-B")
 @chz.chz
 class RaeDinov3(RaeFields):
     published: ClassVar[str] = "dinov3-vit-b16"
-    facts: ClassVar[TokenizerFacts] = _facts("dinov3-vit-b16")
+    facts: ClassVar[TokenizerFacts] = _facts(published)
 
 
-@register(
-    "tokenizer", "rae-siglip2-vit-b", summary="RAE on SigLIP2-B", licence="unknown", needs=NEEDS
-)
+@preset("RAE on SigLIP2-B")
 @chz.chz
 class RaeSiglip2(RaeFields):
     published: ClassVar[str] = "siglip2-vit-b"
-    facts: ClassVar[TokenizerFacts] = _facts("siglip2-vit-b")
+    facts: ClassVar[TokenizerFacts] = _facts(published)
 
 
-@preset("pe-vit-l", "PE-L")
+@preset("RAE on PE-L")
 @chz.chz
 class RaePe(RaeFields):
     published: ClassVar[str] = "pe-vit-l"
-    facts: ClassVar[TokenizerFacts] = _facts("pe-vit-l")
+    facts: ClassVar[TokenizerFacts] = _facts(published)
 
 
-@register(
-    "tokenizer", "rae-langpe-vit-l", summary="RAE on LangPE-L", licence="unknown", needs=NEEDS
-)
+@preset("RAE on LangPE-L")
 @chz.chz
 class RaeLangPe(RaeFields):
     published: ClassVar[str] = "langpe-vit-l"
-    facts: ClassVar[TokenizerFacts] = _facts("langpe-vit-l")
+    facts: ClassVar[TokenizerFacts] = _facts(published)
 
 
-@register(
-    "tokenizer", "rae-spatialpe-vit-l", summary="RAE on SpatialPE-L", licence="unknown", needs=NEEDS
-)
+@preset("RAE on SpatialPE-L")
 @chz.chz
 class RaeSpatialPe(RaeFields):
     published: ClassVar[str] = "spatialpe-vit-l"
-    facts: ClassVar[TokenizerFacts] = _facts("spatialpe-vit-l")
+    facts: ClassVar[TokenizerFacts] = _facts(published)

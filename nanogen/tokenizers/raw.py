@@ -5,7 +5,8 @@
     latents = tokenizer.latents(kept.float(), keys)
 
 Libraries choose their kernels by the shape of a batch, and so round the same image otherwise beside
-seven others than beside one. So images go through a network in groups of one size.
+seven others than beside one. So images go through a network in groups of one size. Kernels also
+follow the order of numbers in memory, which networks may leave as they like: it is always C order.
 """
 
 from __future__ import annotations
@@ -53,4 +54,5 @@ def raw_latents(tokenizer: Tokenizer, images: Tensor) -> Tensor:
     # The last group is filled up with its own last image.
     missing = -count % GROUP
     filled = torch.cat([images, images[-1:].expand(missing, -1, -1, -1)])
-    return torch.cat([tokenizer.raw(group).float() for group in filled.split(GROUP)])[:count]
+    groups = [tokenizer.raw(group).float() for group in filled.split(GROUP)]
+    return torch.cat(groups)[:count].clone(memory_format=torch.contiguous_format)

@@ -29,6 +29,8 @@ from nanogen.types import to_float
 
 EPSILON = 1e-5
 """added to the variance before its root, as published"""
+WHITE = 0.1
+"""how far the mean of a channel may be from 0, and its deviation from 1, to be called whitened"""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,37 @@ class Statistics:
         It is 1 for features that leave an affine-free LayerNorm, so it says which norm a file of
         statistics was made with.
         """
-        return (self.variance.double() + self.mean.double().square()).mean().item()
+        return self.powers.mean().item()
+
+    @property
+    def powers(self) -> Tensor:
+        """The same at each position, float64 [h, w]: the norm makes each of them 1."""
+        return (self.variance.double() + self.mean.double().square()).mean(0)
+
+    def normalised(self, shift: Tensor, scale: Tensor) -> Statistics:
+        """Of (raw - shift) * scale; both broadcast to [C, h, w]."""
+        return Statistics((self.mean - shift) * scale, self.variance * scale.square())
+
+    def channels(self) -> Channels:
+        """Over images and positions."""
+        mean = self.mean.double().mean((1, 2))
+        square = (self.variance.double() + self.mean.double().square()).mean((1, 2))
+        return Channels(mean, (square - mean.square()).clamp(min=0).sqrt())
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Mean and deviation of each channel."""
+
+    mean: Tensor
+    """float64 [C]"""
+    std: Tensor
+    """float64 [C]"""
+
+    @property
+    def whitened(self) -> bool:
+        """Whether every channel is about 0 and 1."""
+        return bool((self.mean.abs() <= WHITE).all() and ((self.std - 1).abs() <= WHITE).all())
 
 
 class Moments:

@@ -7,6 +7,8 @@
         state.json                 the clock and the log window
         hashes.json                the hash of each file above
 
+What is trained decides which safetensors there are; those above are a diffusion model's.
+
 A resumed run needs nothing else: data order, noise and learning rate are functions of the clock.
 """
 
@@ -16,7 +18,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -49,26 +51,22 @@ class Progress:
     """steps that were skipped because a gradient was not finite"""
     window: dict[str, float] = field(default_factory=dict)
     window_steps: int = 0
+    window_counts: dict[str, int] = field(default_factory=dict)
+    """steps that each sum of the window is over"""
 
 
 def save(
     folder: Path,
     progress: Progress,
-    model: Model,
-    ema: Ema,
-    optimiser: torch.optim.Optimizer,
+    groups: Mapping[str, Mapping[str, Tensor]],
     keep: int,
 ) -> Path:
-    """Write checkpoint `progress.seen` into `folder`, then drop all but the newest `keep`.
+    """Write checkpoint `progress.seen` into `folder`, with a file for each group of named tensors,
+    then drop all but the newest `keep`.
 
     RunFailed where it cannot be written, such as on a full disk; older checkpoints are untouched.
     """
     target = folder / f"{progress.seen:012d}"
-    tensors = {
-        "model": {name: p.detach() for name, p in model.state_dict().items()},
-        "ema": ema.values,
-        "optimiser": moments(optimiser, model.trained()),
-    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if target.exists():
@@ -77,7 +75,7 @@ def save(
                 return target
             shutil.rmtree(target)
         with whole_folder(target) as part:
-            _fill(part, tensors, progress)
+            _fill(part, groups, progress)
     except (OSError, SafetensorError) as error:
         raise RunFailed(
             f"cannot save checkpoint {target}: {error}; make room there, and the same command "
@@ -97,8 +95,8 @@ def prune(newest: Path, keep: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _fill(part: Path, tensors: Mapping[str, Mapping[str, Tensor]], progress: Progress) -> None:
-    for name, group in tensors.items():
+def _fill(part: Path, groups: Mapping[str, Mapping[str, Tensor]], progress: Progress) -> None:
+    for name, group in groups.items():
         file = part / f"{name}.safetensors"
         save_file({key: value.contiguous().cpu() for key, value in group.items()}, file)
     write_text(part / STATE, json.dumps(asdict(progress), indent=1))
@@ -139,12 +137,13 @@ def broken(path: Path) -> str | None:
     return None
 
 
-def load(path: Path, model: Model, ema: Ema, optimiser: torch.optim.Optimizer) -> Progress:
-    """Restore everything, strictly: a name or shape that does not fit is an error."""
+def load(path: Path, restore: Callable[[Callable[[str], dict[str, Tensor]]], None]) -> Progress:
+    """Restore everything, strictly: a name or shape that does not fit is a CheckpointError.
+
+    `restore` is given a function that reads a group by its name.
+    """
     try:
-        model.load_state_dict(load_file(path / "model.safetensors"), strict=True)
-        load_ema(path, ema)
-        _restore(optimiser, model.trained(), load_file(path / "optimiser.safetensors"))
+        restore(lambda name: load_file(path / f"{name}.safetensors"))
         return Progress(**json.loads((path / STATE).read_text(encoding="utf-8")))
     except (RuntimeError, SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         raise _unfit(path, error) from error
@@ -156,7 +155,7 @@ def load_weights(path: Path, model: Model, weights: str) -> int:
         model.load_state_dict(load_file(path / "model.safetensors"), strict=True)
         if weights == "ema":
             ema = Ema(model.trained(), decay=0.0)
-            load_ema(path, ema)
+            restore_averages(ema, load_file(path / "ema.safetensors"))
             for name, p in model.trained().items():
                 p.data.copy_(ema.values[name])
         return int(json.loads((path / STATE).read_text(encoding="utf-8"))["seen"])
@@ -164,8 +163,8 @@ def load_weights(path: Path, model: Model, weights: str) -> int:
         raise _unfit(path, error) from error
 
 
-def load_ema(path: Path, ema: Ema) -> None:
-    stored = load_file(path / "ema.safetensors")
+def restore_averages(ema: Ema, stored: Mapping[str, Tensor]) -> None:
+    """RuntimeError where the averages are of other parameters, or of other shapes."""
     if stored.keys() != ema.values.keys():
         raise RuntimeError(
             f"averages of other parameters: {sorted(stored.keys() ^ ema.values.keys())[:3]}"
@@ -185,11 +184,12 @@ def moments(
     }
 
 
-def _restore(
+def restore_moments(
     optimiser: torch.optim.Optimizer,
     parameters: Mapping[str, nn.Parameter],
     stored: Mapping[str, Tensor],
 ) -> None:
+    """The inverse of `moments`; KeyError where a parameter is not there."""
     optimiser.state.clear()
     for key, value in stored.items():
         name, _, moment = key.rpartition("/")

@@ -11,7 +11,7 @@ import torch
 from parts import entries, open_data
 
 from nanogen import registry
-from nanogen.data.base import SPLITS, Sample, Source
+from nanogen.data.base import SPLITS, Sample, Source, finite
 from nanogen.errors import DataError
 from nanogen.registry import Entry
 from nanogen.tasks.base import Task
@@ -80,6 +80,29 @@ def test_train_and_held_out_are_disjoint(source: Source) -> None:
     for one, other in (("train", "held-out"), ("train", "validation"), ("validation", "held-out")):
         if source.count(one) and source.count(other):
             assert not images(one, False) & (images(other, False) | images(other, True))
+
+
+@every
+def test_variants(source: Source) -> None:
+    """Every draw shows one of the variants that a cache holds, or the data say that there is no
+    end of them.
+    """
+    if not source.variants:
+        with pytest.raises(DataError, match="composes every training image anew"):
+            finite(source, "latents")
+        shown = {source.read("train", 0, draw).image.numpy().tobytes() for draw in range(20)}
+        assert len(shown) > 2
+        return
+    images = finite(source, "latents")
+    for index in (0, 1, source.count("train") - 1):
+        views, known = images.views(index), images.describe(index)
+        assert len(views) == source.variants
+        variants = [images.variant(index, draw) for draw in range(20)]
+        assert set(variants) == set(range(source.variants))
+        for draw, variant in enumerate(variants):
+            sample = source.read("train", index, draw)
+            assert torch.equal(sample.image, views[variant])
+            assert (sample.label, sample.text) == (known.label, known.text)
 
 
 @every

@@ -9,12 +9,13 @@ import torch
 from tiny import checkpoints, final, invoke, overrides, tiny, trained, unclocked, unlike
 
 from nanogen.train import checkpoint
-from nanogen.train.loop import BAD_STEPS, Trainer
+from nanogen.train.diffusion import DiffusionTrainer
+from nanogen.train.trainer import BAD_STEPS
 
 
 def poison(monkeypatch, steps, value: float, where: str) -> None:
     """Make loss or gradient of the given steps `value`."""
-    losses = Trainer._losses
+    losses = DiffusionTrainer._losses
 
     def poisoned(self, batch):
         parts, weights = losses(self, batch)
@@ -25,7 +26,7 @@ def poison(monkeypatch, steps, value: float, where: str) -> None:
                 part.register_hook(lambda gradient: gradient * value)
         return parts, weights
 
-    monkeypatch.setattr(Trainer, "_losses", poisoned)
+    monkeypatch.setattr(DiffusionTrainer, "_losses", poisoned)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf], ids=str)

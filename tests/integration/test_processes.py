@@ -30,7 +30,7 @@ from nanogen.errors import ConfigError
 from nanogen.metrics.base import Metric
 from nanogen.run import build
 from nanogen.train import checkpoint, loop
-from nanogen.train.loop import Trainer
+from nanogen.train.diffusion import DiffusionTrainer
 
 TEN = ("train.images=80", "train.log_every=8", "train.sample_every=40", "train.save_every=40")
 
@@ -91,7 +91,7 @@ def test_averages_start_equal_on_every_rank(tmp_path):
         with torch.no_grad():
             for p in parts.model.parameters():
                 p.add_(dist.rank())
-        save_file(Trainer(parts).ema.values, tmp_path / f"{dist.rank()}.safetensors")
+        save_file(DiffusionTrainer(parts).ema.values, tmp_path / f"{dist.rank()}.safetensors")
 
     assert ranks(2, tmp_path / "store", work) == [0, 0]
     first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1))
@@ -110,7 +110,7 @@ def test_resume_on_other_world_size_keeps_global_order(alone, tmp_path):
 def test_one_reduction_of_gradients_in_each_step(tmp_path):
     def work() -> None:
         run = tiny("animals/pixels-v", "train.batch=16", "machine.micro_batch=2")
-        trainer, calls = Trainer(build(run)), []
+        trainer, calls = DiffusionTrainer(build(run)), []
 
         def counted(state, bucket):
             calls.append(bucket.buffer().numel())
@@ -220,7 +220,7 @@ def test_nan_on_one_rank_skips_the_step_on_all(tmp_path):
     run, folder = tiny("animals/pixels-v", "train.images=40"), tmp_path / "run"
 
     def work() -> None:
-        losses, calls = Trainer._losses, []
+        losses, calls = DiffusionTrainer._losses, []
 
         def poisoned(self, batch):
             parts, weights = losses(self, batch)
@@ -228,7 +228,7 @@ def test_nan_on_one_rank_skips_the_step_on_all(tmp_path):
             bad = float("nan") if dist.rank() == 1 and len(calls) == 2 else 1.0
             return {name: part * bad for name, part in parts.items()}, weights
 
-        Trainer._losses = poisoned
+        DiffusionTrainer._losses = poisoned
         parts = trained(run, folder)
         weights = {name: p.detach() for name, p in parts.model.trained().items()}
         save_file(weights, tmp_path / f"{dist.rank()}.safetensors")
@@ -243,7 +243,7 @@ def test_nan_on_one_rank_skips_the_step_on_all(tmp_path):
 def test_more_processes_than_images_is_an_error(tmp_path):
     def work() -> None:
         with pytest.raises(ConfigError, match="train.batch=1 gives 2 processes less"):
-            Trainer(build(tiny("animals/pixels-v", "train.batch=1")))
+            DiffusionTrainer(build(tiny("animals/pixels-v", "train.batch=1")))
 
     assert ranks(2, tmp_path / "store", work) == [0, 0]
 

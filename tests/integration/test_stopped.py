@@ -25,6 +25,7 @@ from nanogen.evaluation import measured
 from nanogen.run import build
 from nanogen.sampling.generate import Sampler
 from nanogen.train import loop
+from nanogen.train.diffusion import DiffusionTrainer
 from nanogen.train.loop import train
 
 WATCHED = (
@@ -63,7 +64,7 @@ def test_signal_during_training_saves_and_says_so(plain, tmp_path, monkeypatch, 
     run, folder = plain
     arguments = ["train", "animals/pixels-v", *overrides("animals/pixels-v", *WATCHED)]
     arguments += ["--out", str(tmp_path)]
-    step = loop.Trainer.step
+    step = DiffusionTrainer.step
 
     def interrupted(self, stream):
         if self.progress.steps == 2:
@@ -71,7 +72,7 @@ def test_signal_during_training_saves_and_says_so(plain, tmp_path, monkeypatch, 
         return step(self, stream)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Trainer, "step", interrupted)
+        patch.setattr(DiffusionTrainer, "step", interrupted)
         assert invoke(patch, *arguments) == 0
     said = capsys.readouterr().out
     assert f"stopped by {which.name} at 24 images; the same command continues" in said
@@ -138,9 +139,9 @@ def test_the_second_interrupt_ends_at_once(tmp_path, monkeypatch, capsys):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(loop.Trainer, "_accumulate", twice)
+    monkeypatch.setattr(DiffusionTrainer, "_accumulate", twice)
     with pytest.raises(KeyboardInterrupt):
-        train(parts, tmp_path, loop.Hooks())
+        train(DiffusionTrainer(parts), tmp_path, loop.Hooks())
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from nanogen import config, evaluation, recipes, run_folder
 from nanogen.run import Parts, Run, build
+from nanogen.train.diffusion import DiffusionTrainer
 from nanogen.train.log import CLOCKED, read
 from nanogen.train.loop import train
 
@@ -58,7 +59,7 @@ def trained(run: Run, folder: Path, stop_at: int | None = None) -> Parts:
     run_folder.prepare(run, folder, fresh=False)
     if stop_at is not None:
         stop_after(parts, stop_at // run.train.batch)
-    train(parts, folder, hooks)
+    train(DiffusionTrainer(parts), folder, hooks)
     return parts
 
 

@@ -48,10 +48,20 @@ class Training:
         self.ema.update(self.progress.steps)
 
     def save(self, folder, keep=2):
-        return save(folder, self.progress, self.model, self.ema, self.optimiser, keep)
+        groups = {
+            "model": self.model.state_dict(),
+            "ema": self.ema.values,
+            "optimiser": checkpoint.moments(self.optimiser, self.model.trained()),
+        }
+        return save(folder, self.progress, groups, keep)
 
     def load(self, path) -> None:
-        self.progress = load(path, self.model, self.ema, self.optimiser)
+        self.progress = load(path, self.restore)
+
+    def restore(self, read) -> None:
+        self.model.load_state_dict(read("model"))
+        checkpoint.restore_averages(self.ema, read("ema"))
+        checkpoint.restore_moments(self.optimiser, self.model.trained(), read("optimiser"))
 
     def everything(self) -> dict[str, torch.Tensor]:
         moments = checkpoint.moments(self.optimiser, self.model.trained())

@@ -11,7 +11,7 @@ from conftest import tiny_run
 
 from nanogen import config, recipes, registry
 from nanogen.errors import ConfigError
-from nanogen.run import Run, check, identity
+from nanogen.run import Run, check
 
 RUN = recipes.preset("animals/pixels-v")
 
@@ -233,9 +233,6 @@ class TestFiles:
 CONTRADICTIONS = [
     (["train.condition_dropout=0"], ["sampling.guidance.scale", "train.condition_dropout"]),
     (["evaluation.every=100", "evaluation.metrics="], ["evaluation.every", "evaluation.metrics"]),
-    (["machine.micro_batch=0"], ["machine.micro_batch"]),
-    (["machine.threads=0"], ["machine.threads"]),
-    (["machine.workers=-1"], ["machine.workers"]),
     (["schedule.warmup=100", "schedule.decay_start=50"], ["schedule.warmup", "decay_start"]),
     (["schedule.final=2"], ["schedule.final"]),
     (["schedule.decay_end=10", "schedule.decay_start=20"], ["schedule.decay_end", "decay_start"]),
@@ -258,7 +255,8 @@ class TestContradictions:
         + ["sampling.solver=rk4", "sampling.guidance.low=0.95", "sampling.guidance.scale=-1"]
         + ["evaluation.samples=0", "evaluation.every=-1", "optimiser.lr=-1", "seed=-1"]
         + ["seed=9223372036854775808", "name=../escape", "name=", "sampling.guidance.scale=inf"]
-        + ["sampling.shift_base=0", "objective.shift_base=-5"],
+        + ["sampling.shift_base=0", "objective.shift_base=-5"]
+        + ["machine.micro_batch=0", "machine.threads=0", "machine.workers=-1"],
     )
     def test_ranges(self, argument: str) -> None:
         field = argument.partition("=")[0].rpartition(".")[2]
@@ -297,7 +295,7 @@ class TestDifferences:
         assert config.digest(RUN) == config.digest(recipes.preset("animals/pixels-v"))
         assert config.digest(override("seed=1")) != config.digest(RUN)
         moved = override("machine.threads=7", "machine.micro_batch=4")
-        assert config.digest(identity(moved)) == config.digest(identity(RUN))
+        assert config.digest(moved.identity()) == config.digest(RUN.identity())
 
 
 def test_configs_cannot_be_changed() -> None:

@@ -7,7 +7,6 @@ import pytest
 from nanogen import config
 from nanogen.bench import matrix, record
 from nanogen.errors import ConfigError, UserError
-from nanogen.run import identity
 
 
 def result(cell: matrix.Cell, metric: str, seen: int) -> None:
@@ -23,7 +22,7 @@ def result(cell: matrix.Cell, metric: str, seen: int) -> None:
         n=50,
         higher_is_better=True,
         seen=seen,
-        config_hash=config.digest(identity(cell.run)),
+        config_hash=config.digest(cell.run.identity()),
     )
     record.write(cell.folder / "records", one)
 

@@ -15,11 +15,14 @@ from nanogen.data.animals import Animals
 from nanogen.encoders.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from nanogen.encoders.vision import VisionEncoder, VisionFeatures, open_encoder
 from nanogen.errors import ConfigError
+from nanogen.stage1.rae import Rae as TrainableRae
+from nanogen.stage1.rae import noisy
 from nanogen.tokenizers import statistics
 from nanogen.tokenizers.rae import Rae, RaeConfig, as_grid, check_norm
 from nanogen.tokenizers.rae_decoder import DecoderConfig, RaeDecoder
 from nanogen.tokenizers.rae_files import About, save_rae
 from nanogen.tokenizers.statistics import Statistics
+from nanogen.types import Batch
 
 SHAPE = DecoderConfig(channels=64, grid=7, patch=4, width=16, depth=1, heads=2, hidden=16)
 ABOUT = About("animals-vit", 28)
@@ -164,6 +167,34 @@ def test_statistics_of_another_norm(affine: bool, factor: float, warned: str) ->
     assert [warned in str(w.message) for w in caught] == ([True] if warned else [])
 
 
+def test_noise_of_training() -> None:
+    """s n on what the encoder gives, before it is normalised: s is uniform, E s^2 = tau^2 / 3."""
+    features, keys = torch.full((4000, 8, 4, 4), 3.0), torch.arange(4000)
+    noise = noisy(features, 0.8, keys, seed=1) - features
+    scale = noise.flatten(1).square().mean(1)
+    assert scale.mean().item() == pytest.approx(0.8**2 / 3, rel=0.05)
+    # A half-normal scale of the same power, as the paper describes it, would often exceed 0.8.
+    assert scale.sqrt().max() < 0.8 * 1.3 and scale.sqrt().min() < 0.02
+    whole = (noise / scale.sqrt()[:, None, None, None]).flatten()
+    assert abs(whole.mean().item()) < 0.01 and whole.var().item() == pytest.approx(1, abs=0.01)
+    # By the key of the sample, whatever is beside it.
+    alone = noisy(features[7:9], 0.8, keys[7:9], seed=1) - features[7:9]
+    assert torch.equal(alone, noise[7:9])
+
+
+def test_noise_is_asked_for_and_comes_before_statistics() -> None:
+    """Training decodes raw features; whoever looks on sees none of the noise."""
+    encoder, batch = open_encoder("animals-vit", 28), Batch(images(), torch.arange(3))
+    made = decoder()
+    features = as_grid(encoder(images()).patches)
+    noisily = TrainableRae(encoder, made, 0.8, seed=2)
+    torch.testing.assert_close(
+        noisily(batch).images, made(noisy(features, 0.8, batch.keys, 2)), atol=1e-5, rtol=1e-5
+    )
+    assert torch.equal(noisily.train().raw(images()), features)
+    assert torch.equal(TrainableRae(encoder, made, 0.0, seed=2)(batch).images, made(features))
+
+
 def test_no_noise_and_no_training(folder: Path) -> None:
     tokenizer = RaeConfig(decoder=str(folder)).build(28)
     tokenizer.train()
@@ -179,7 +210,11 @@ def test_no_noise_and_no_training(folder: Path) -> None:
         ({"decoder": ""}, 28, "tokenizer.decoder is not set"),
         ({"decoder": "nowhere"}, 28, "tokenizer.decoder=nowhere"),
         ({"statistics": "nowhere.safetensors"}, 28, "nowhere.safetensors"),
-        ({"output_space": "encoder"}, 28, "animals-vit is fed images as they are"),
+        (
+            {"output_space": "encoder"},
+            28,
+            "no mean and deviation of pixels are known of animals-vit",
+        ),
     ],
 )
 def test_refusals(folder: Path, fields, size: int, message: str) -> None:
