@@ -178,6 +178,16 @@ METHODS: dict[str, MethodRecipe] = {
         ("animals", "scenes"),
         PIXELS | SMALL | {"objective.prediction": "x"},
     ),
+    "vae": MethodRecipe(
+        "latents of the small VAE of the package",
+        ("animals", "scenes"),
+        {"tokenizer": "animals-vae", "objective": "flow"} | SMALL,
+    ),
+    "rae": MethodRecipe(
+        "tokens of the small vision transformer of the package (RAE)",
+        ("animals", "scenes"),
+        {"tokenizer": "animals-rae", "objective": "flow"} | SMALL,
+    ),
     "jit": MethodRecipe(
         "JiT's objective on DDT: pixels, image prediction, noisier times (arXiv 2511.13720)",
         ("imagenet", "t2i"),

@@ -77,9 +77,9 @@ class Records:
         return found
 
     def span(self, start: int, count: int) -> np.ndarray:
-        """uint8 [count, bytes of a record], a copy: records of one shard that follow each other."""
-        if not count:
-            return np.empty((0, self.manifest.plan.record_bytes), np.uint8)
+        """uint8 [count, bytes of a record], a copy: records of one shard that follow each other;
+        `count` >= 1.
+        """
         shard = int(np.searchsorted(self._starts, start, "right")) - 1
         first = start - int(self._starts[shard])
         return np.array(self._map(shard)[first : first + count])

@@ -65,11 +65,18 @@ class TextCache:
         # Two captions may share half of their hash.
         while place < len(self._captions) and int(self._captions["high"][place]) == high:
             if int(self._captions["low"][place]) == low:
-                count = int(self._captions["tokens"][place])
-                rows = self.records.span(int(self._starts[place]), count)
-                return torch.from_numpy(rows).view(self._dtype)
+                return self._rows(place)
             place += 1
         return None
+
+    def _rows(self, place: int) -> Tensor:
+        count = int(self._captions["tokens"][place])
+        if not count:
+            # numpy's empty arrays have no strides that torch could view otherwise.
+            return torch.zeros(0, *self.plan.shape, dtype=self._dtype)
+        return torch.from_numpy(self.records.span(int(self._starts[place]), count)).view(
+            self._dtype
+        )
 
 
 def open_texts(folder: Path, encoder: TextEncoder, source: Source) -> TextCache:

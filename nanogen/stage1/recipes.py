@@ -34,7 +34,7 @@ SMALL: Values = {
     "schedule.warmup": 3_200,
     "schedule.shape": "cosine",
     "schedule.final": 0.0,
-    "train.images": 160_000,
+    "train.images": 64_000,
     "train.batch": 32,
     "train.ema": 0.998,
     "train.ema_warmup": True,

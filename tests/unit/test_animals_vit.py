@@ -13,9 +13,10 @@ from torch.nn import functional
 from nanogen.data import silhouettes
 from nanogen.data.captions import PALETTE
 from nanogen.data.scenes import Scenes
-from nanogen.encoders.animals_vit import DEPTH, HEADS, WEIGHTS, AnimalsVit, grid_of
+from nanogen.encoders.animals_vit import DEPTH, HEADS, WEIGHTS, AnimalsFamily, AnimalsVit, grid_of
 from nanogen.encoders.vision import open_encoder
 from nanogen.errors import ConfigError, DataError
+from nanogen.model import parameter_count
 from nanogen.types import to_float
 
 
@@ -67,9 +68,9 @@ def accuracy(probe: Tensor, features: Tensor, labels: Tensor) -> float:
 
 
 def test_tokens_know_animals_that_were_never_seen(encoder, probe):
-    """Far better than pixels do, with the same probe."""
+    """Pixels do not, with a probe of the same kind."""
     images, labels = real("held-out", 4)
-    assert accuracy(probe, pooled(encoder, images), labels) >= 0.90
+    assert accuracy(probe, pooled(encoder, images), labels) >= 0.94
     train, train_labels = real("train", 3)
     raw = fitted(train[:, 0].flatten(1), functional.one_hot(train_labels).float(), 1e-2)
     assert accuracy(raw, images[:, 0].flatten(1), labels) <= 0.75
@@ -89,8 +90,9 @@ def test_it_reads_the_shape_and_not_how_the_edges_were_made(encoder, probe):
         "noisy": (images + noise).clamp(0, 1),
     }
     for name, variant in variants.items():
-        assert accuracy(probe, pooled(encoder, variant), labels) >= 0.88, name
-    assert accuracy(probe, pooled(encoder, (images > 0.5).float()), labels) >= 0.8
+        assert accuracy(probe, pooled(encoder, variant), labels) >= 0.92, name
+    # A threshold takes most of what a zebra is known by.
+    assert accuracy(probe, pooled(encoder, (images > 0.5).float()), labels) >= 0.78
 
 
 def test_tokens_know_colours_in_scenes():
@@ -106,9 +108,9 @@ def test_tokens_know_colours_in_scenes():
     assert accuracy(colour, *seen("held-out", 400)) >= 0.97
 
 
-@pytest.mark.parametrize(("size", "bound"), [(28, 22.0), (40, 22.0)])
+@pytest.mark.parametrize(("size", "bound"), [(28, 33.0), (40, 29.5)])
 def test_tokens_hold_the_pixels_of_their_patch(size, bound):
-    """A linear map of a token draws its patch; that of the mean patch would reach less by far."""
+    """A linear map of a token draws its patch."""
     encoder = open_encoder("animals-vit", size)
     patch = size // encoder.grid
 
@@ -220,9 +222,6 @@ def test_a_sample_does_not_depend_on_its_batch(encoder):
 
 
 def test_the_row_says_what_is_opened(encoder):
-    from nanogen.encoders.animals_vit import AnimalsFamily
-    from nanogen.model import parameter_count
-
     (row,) = AnimalsFamily.rows
     assert (row.name, row.width) == (encoder.name, encoder.width)
     assert row.parameters == parameter_count(encoder)
