@@ -136,12 +136,13 @@ def _write_vae(folder: Path, network: dict[str, Any]) -> None:
         raise MissingExtra("diffusers", "pip install 'nanogen[latents]'") from problem
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        AutoencoderKL(
+        made: Any = AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
             latent_channels=4,
             **network,
-        ).save_pretrained(folder)
+        )
+    made.save_pretrained(folder)
 
 
 def _agree(plain: Arm, shipped: Arm) -> None:
@@ -167,7 +168,7 @@ def _counting() -> Generator[Counts, None, None]:
         counts.encoded += 1
         return raw(self, images)
 
-    def decode(self: FewSource, split: str, index: int, draw: int) -> Sample:
+    def decode(self: AnimalsSource, split: str, index: int, draw: int) -> Sample:
         counts.decoded += 1
         return read(self, split, index, draw)
 

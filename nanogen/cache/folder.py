@@ -28,7 +28,7 @@ from torch import Tensor
 from nanogen import dist
 from nanogen.bench.record import versions
 from nanogen.cache import manifest
-from nanogen.cache.manifest import File, Manifest, Plan, Shard
+from nanogen.cache.manifest import File, Manifest, Plan, Shard, shown_bytes
 from nanogen.errors import DataError, RunFailed
 from nanogen.files import remove_parts, whole_file, writable_folder
 
@@ -161,14 +161,6 @@ def _prepare(folder: Path, plan: Plan, expected_bytes: int) -> None:
         )
     if complete is None:
         manifest.write_plan(folder, plan)
-
-
-def shown_bytes(count: int) -> str:
-    """Bytes for people."""
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} bytes"
 
 
 @contextlib.contextmanager

@@ -178,6 +178,14 @@ def remove_marks(folder: Path, plan: Plan) -> None:
     (folder / PLAN).unlink(missing_ok=True)
 
 
+def shown_bytes(count: int) -> str:
+    """Bytes for people."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} bytes"
+
+
 def _shard_file(folder: Path, number: int) -> Path:
     return folder / f"{number:05d}.json"
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from nanogen import dist
-from nanogen.cache.manifest import File, Manifest
+from nanogen.cache.manifest import File, Manifest, shown_bytes
 from nanogen.errors import DataError
 from nanogen.fingerprint import digest_of_file
 
@@ -26,6 +26,8 @@ RECORDS = ".raw"
 """what the files with records end with"""
 MOST_OPEN = 256
 """shards mapped at once; each holds a file handle, of which a process has about a thousand"""
+WORTH_A_LINE = 10**9
+"""bytes whose hashes take seconds"""
 
 
 class Records:
@@ -59,6 +61,8 @@ class Records:
         The processes of a machine share the work, as they share its disk.
         """
         files = [file for shard in self.manifest.shards for file in shard.files]
+        if self.manifest.bytes >= WORTH_A_LINE and dist.rank() == 0:
+            print(f"checking {shown_bytes(self.manifest.bytes)} in {self.folder} ...", flush=True)
         problem = None
         for file in files[dist.local_rank() % dist.local_world() :: dist.local_world()]:
             if digest_of_file(self.folder / file.name) != file.sha256:

@@ -174,7 +174,7 @@ class _Progress:
 
     def plan(self, plan: Plan, expected: int) -> None:
         from nanogen import dist
-        from nanogen.cache.folder import shown_bytes
+        from nanogen.cache.manifest import shown_bytes
 
         if plan.content == "text":
             what = f"features of {plan.items:,} captions"

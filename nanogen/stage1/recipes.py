@@ -59,10 +59,10 @@ SMALL_VAE: Values = {
 SMALL_RAE: Values = {
     "autoencoder": "rae",
     "autoencoder.encoder": "animals-vit",
-    "autoencoder.width": 128,
+    "autoencoder.width": 96,
     "autoencoder.depth": 3,
     "autoencoder.heads": 4,
-    "autoencoder.hidden": 256,
+    "autoencoder.hidden": 384,
     "autoencoder.noise": 0.2,
 }
 
