@@ -19,6 +19,7 @@ import typer
 
 from nanogen.cli import (
     bench,
+    cache,
     compare,
     convert,
     correlate,
@@ -48,6 +49,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "report": report.main,
     "diff": diff.main,
     "ls": ls.main,
+    "cache": cache.main,
     "convert": convert.main,
     "doctor": doctor.main,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -66,7 +67,7 @@ def main(
     place = pick_device(device)
     torch.set_num_threads(subject.threads)
     with dist.processes(place):
-        source: Source = subject.data.build()
+        source = subject.source()
         tokenizer = subject.tokenizer.build(source.size)
         folder = out or Path("caches") / default_name(subject.tokenizer, tokenizer, source, kept)
         if text:
@@ -117,10 +118,11 @@ def _store_texts(subject: _Subject, source: Source, folder: Path, device: torch.
 
 @dataclass(frozen=True)
 class _Subject:
-    """What is encoded, as configs."""
+    """What is encoded, not built yet."""
 
     tokenizer: Any
-    data: Any
+    source: Callable[[], Source]
+    """opens the data, as training sees them"""
     conditioner: Any = None
     precision: str = "fp32"
     threads: int = 1
@@ -136,7 +138,7 @@ def _subject(
 
     if name in [entry.name for entry in registry.entries("tokenizer")]:
         choice = chosen(name, overrides, data, path, size)
-        return _Subject(choice.tokenizer, choice.data)
+        return _Subject(choice.tokenizer, choice.data.build)
     for option, value, field in (
         ("--data", data, "task.data"),
         ("--path", path, "task.data.path"),
@@ -147,7 +149,8 @@ def _subject(
     run = config.override(run_or_preset(name), overrides)
     return _Subject(
         run.tokenizer,
-        run.task.data,
+        # A task may see its data in a way of its own.
+        lambda: run.task.build(run.seed).source,
         run.conditioner,
         run.train.raw_precision,
         run.machine.threads,

@@ -47,7 +47,7 @@ class Source(Protocol):
     """changes whenever any sample changes"""
     variants: int
     """in how many ways a training sample is shown over all draws: 1 as it is, 2 with its mirror
-    image; 0 without end, where every draw composes another
+    image; 0 without end, where every draw makes another
     """
 
     def count(self, split: str) -> int:
@@ -88,7 +88,7 @@ def finite(source: Source, what: str) -> FiniteSource:
     """The same source; DataError, saying that `what` cannot be stored, where it has no end."""
     if not source.variants:
         raise DataError(
-            f"{what} cannot be stored: this data set composes every training image anew, so none "
+            f"{what} cannot be stored: this data set makes every training image anew, so none "
             "comes twice; train without machine.cache, or on images in files (task.data=folder)"
         )
     return cast(FiniteSource, source)

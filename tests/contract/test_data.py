@@ -88,7 +88,7 @@ def test_variants(source: Source) -> None:
     end of them.
     """
     if not source.variants:
-        with pytest.raises(DataError, match="composes every training image anew"):
+        with pytest.raises(DataError, match="makes every training image anew"):
             finite(source, "latents")
         shown = {source.read("train", 0, draw).image.numpy().tobytes() for draw in range(20)}
         assert len(shown) > 2

@@ -116,6 +116,6 @@ def test_what_cannot_be_stored(tmp_path, monkeypatch, arguments, error, message)
 def test_scenes_have_no_end(files, tmp_path):
     model = f"tokenizer.model={files / 'vae'}"
     tokenizer = ("tokenizer=vae", model, "tokenizer.patch=1", "task.data.size=40")
-    with pytest.raises(DataError, match="composes every training image anew"):
+    with pytest.raises(DataError, match="makes every training image anew"):
         command("scenes/pixels-v", *tokenizer, "--out", str(tmp_path / "cache"), "--device", "cpu")
     assert not (tmp_path / "cache").exists()
