@@ -123,7 +123,7 @@ def _tiny_vae(config: Any) -> Any:
 
 
 def _tiny_rae(config: Any) -> Any:
-    return chz.replace(config, decoder=str(tiny_rae()))
+    return chz.replace(config, decoder=str(tiny_rae(64)))
 
 
 TINY_FILES: dict[str, Callable[[Any], Any]] = {
@@ -131,6 +131,8 @@ TINY_FILES: dict[str, Callable[[Any], Any]] = {
     "rae": _tiny_rae,
 }
 """tokenizers that read files: their config on tiny ones, which are made when asked for"""
+IMAGE_SIZES = dict.fromkeys(("animals-vae", "animals-rae"), (28, 40))
+"""tokenizers that are for images of these sizes, in pixels"""
 UNTRAINED = set(TINY_FILES)
 """tokenizers whose tiny networks are random: they cannot be asked to give an image back"""
 

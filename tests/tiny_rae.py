@@ -74,7 +74,7 @@ def write_published(root: Path, name: str, encoder: VisionEncoder) -> RaeDecoder
 
 
 @cache
-def tiny_folder(image_size: int = 64) -> Path:
+def tiny_folder(image_size: int) -> Path:
     """A folder of ours for the embedded encoder; gone at exit."""
     encoder = open_encoder("animals-vit", image_size)
     return write_rae(Path(_scratch().name) / str(image_size), "animals-vit", encoder, image_size)
