@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,8 @@ SHOWN = (
     "scene-eval/colors",
 )
 """the scores of the README's tables; the report has all"""
+GAP = 14
+"""pixels between two pictures of a montage"""
 DEFAULT = "quick"
 """the budget whose tables of known images and of latent spaces stand in the docs"""
 
@@ -50,6 +53,9 @@ def main() -> None:
             fill(ROOT / "docs/metrics.md", name, one.to_markdown())
         spaces = "\n".join(one.to_markdown() for one in found.spaces)
         fill(ROOT / "docs/tokenizers.md", "spaces", spaces)
+        for task, one in zip(("animals", "scenes"), found.reconstructions, strict=True):
+            target = ROOT / f"docs/images/reconstructions-{task}.png"
+            montage([picture.image for picture in one.pictures]).save(target, optimize=True)
     for path in page.run_folders(folder):
         save_samples(path, ROOT / f"docs/images/{budget}-{path.name}.png")
 
@@ -62,6 +68,18 @@ def save_samples(folder: Path, target: Path) -> None:
     stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     target.parent.mkdir(exist_ok=True)
     grid(stacked, [row["caption"] for row in rows]).save(target, optimize=True)
+
+
+def montage(pictures: Sequence[Image.Image], columns: int = 4, zoom: int = 2) -> Image.Image:
+    """Pictures of one size in rows, enlarged with hard edges."""
+    width, height = (zoom * side + GAP for side in pictures[0].size)
+    rows = -(-len(pictures) // columns)
+    page = Image.new("RGB", (columns * width + GAP, rows * height + GAP), "white")
+    for number, one in enumerate(pictures):
+        row, column = divmod(number, columns)
+        large = one.resize((zoom * one.width, zoom * one.height), Image.Resampling.NEAREST)
+        page.paste(large, (GAP + column * width, GAP + row * height))
+    return page
 
 
 def fill(file: Path, name: str, text: str) -> None:

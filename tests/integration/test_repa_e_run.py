@@ -15,8 +15,10 @@ from nanogen.conditioners.labels import Labels
 from nanogen.data.loader import batches
 from nanogen.errors import ConfigError
 from nanogen.stage1 import hooks, kinds
+from nanogen.stage1 import run as alone
 from nanogen.stage1.pretrained_vae import PretrainedVaeConfig
 from nanogen.stage1.repa_e_run import RepaERun, build
+from nanogen.tokenizers.embedded import folder_of
 from nanogen.tokenizers.pixels import PixelsConfig
 from nanogen.tokenizers.vae import VaeConfig
 from nanogen.train.loop import train
@@ -51,8 +53,13 @@ def start(tmp_path_factory):
     return write_vae(folder, "f8d4", **levels, block_out_channels=[8, 8, 8], scaling_factor=0.5)
 
 
+def place(start) -> tuple[str, ...]:
+    fields = (f"model={start}", "patch=1")
+    return ("autoencoder.start=vae", *(f"autoencoder.start.{field}" for field in fields))
+
+
 def tiny(start, *overrides) -> RepaERun:
-    arguments = [*TINY, f"autoencoder.start.model={start}", *overrides]
+    arguments = [*TINY, *place(start), *overrides]
     return config.override(kinds.preset("animals/vae-e2e"), arguments)
 
 
@@ -163,12 +170,38 @@ def test_dropout_leaves_the_other_condition_alone(start):
         ("perceptual_range=other", "unit"),
         ("alignment.block=3", "has 2 blocks"),
         ("alignment.vae=0", "above 0"),
+        ("train.raw_precision=bf16", "train.raw_precision"),
+        ("autoencoder.start.posterior=sample", "autoencoder.start.posterior=sample has no effect"),
     ],
 )
 def test_values_without_effect_are_refused(start, override, message):
     with pytest.raises(ConfigError, match=message):
         run = tiny(start, override)
         build(run)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("posterior", "sample"), ("shift", "0.5"), ("scale", "2.0")]
+)
+def test_a_vae_trained_alone_is_not_normalised(start, field, value):
+    given = ["autoencoder=pretrained-vae", *place(start)]
+    run = config.override(kinds.preset("animals/vae"), [*given, "machine.device=cpu"])
+    alone.build(run)
+    named = f"autoencoder.start.{field}={value} has no effect"
+    with pytest.raises(ConfigError, match=named):
+        alone.build(config.override(run, [f"autoencoder.start.{field}={value}"]))
+
+
+def test_the_preset_starts_from_the_vae_in_the_package():
+    run = config.override(kinds.preset("animals/vae-e2e"), [*TINY, "machine.device=cpu"])
+    parts = build(run)
+    embedded = VaeConfig(model=str(folder_of("vae", 28)), patch=1).build(28)
+    weights = parts.model.vae.network.state_dict()
+    assert all(torch.equal(w, weights[name]) for name, w in embedded.network.state_dict().items())
+    norm = parts.model.diffusion.norm
+    torch.testing.assert_close(norm.running_mean, embedded.shift.flatten().float())
+    made = run.autoencoder.tokenizer(folder_of("vae", 28), 28).build(28)
+    assert made.spec == parts.autoencoder.spec
 
 
 def test_parts_that_do_not_fit_are_refused(start, monkeypatch):
@@ -211,7 +244,7 @@ def test_a_run_is_read_back_as_it_was_written(tmp_path, name):
 @pytest.mark.slow
 def test_the_command(start, tmp_path):
     arguments = ["tokenizer", "train", "animals/vae-e2e", *TINY]
-    arguments += [f"autoencoder.start.model={start}", "--out", str(tmp_path / "run")]
+    arguments += [*place(start), "--out", str(tmp_path / "run")]
     done = command(arguments)
     assert done.returncode == 0, done.stderr
     assert f"tokenizer.model={tmp_path / 'run' / 'tokenizer'}" in done.stdout

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from test_stage1 import RAE, TINY, VAE
 from tiny import checkpoints, final, trained, unclocked, unlike
 from tiny import tiny as tiny_diffusion
+from tiny_stage1 import RAE, TINY, VAE
 
 from nanogen import config
 from nanogen.cli.tokenizer_train import main

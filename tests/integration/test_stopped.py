@@ -131,6 +131,8 @@ def test_time_limit_stops_and_continues(plain, tmp_path, monkeypatch, capsys):
 
 
 def test_the_second_interrupt_ends_at_once(tmp_path, monkeypatch, capsys):
+    # A shell in the background ignores interrupts, and so do its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     run = tiny("animals/pixels-v")
     parts = build(run)
     run_folder.prepare(run, tmp_path, fresh=False)

@@ -87,7 +87,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "missing ImageNet": (["train", "imagenet/jit"], "data/imagenet/train"),
     "missing BLIP-3o": (["train", "t2i/jit"], "data/blip3o"),
     "missing folder": ([*TRAIN, "task.data=folder", "task.data.path=gone"], "'gone'"),
-    "no path": ([*TRAIN, "task.data=folder"], "set task.data.path"),
+    "no path": ([*TRAIN, "task.data=folder"], "the data has no place; set its path"),
     "folder without images": ([*TRAIN, "task.data=folder", "task.data.path=empty"], "no images"),
     "folder without classes": (
         [*TRAIN, "task.data=folder", "task.data.path=images/red"],
