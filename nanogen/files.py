@@ -31,9 +31,9 @@ def whole_file(target: Path) -> Generator[Path, None, None]:
 
 
 @contextlib.contextmanager
-def whole_folder(target: Path) -> Generator[Path, None, None]:
+def whole_folder(target: Path, *, replace: bool = False) -> Generator[Path, None, None]:
     """A temporary folder to fill; it takes the name `target` when the block ends without an
-    error.
+    error. With `replace` it may be that of another folder, which stands until then.
     """
     part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
     try:
@@ -41,11 +41,25 @@ def whole_folder(target: Path) -> Generator[Path, None, None]:
         part.chmod(0o755)
         for file in part.iterdir():
             _flush(file)
-        part.rename(target)
+        _swap(part, target) if replace and target.is_dir() else part.rename(target)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
     _flush(target.parent)
+
+
+def _swap(part: Path, target: Path) -> None:
+    """Give the name of a folder to another; where that fails the old one keeps it."""
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    try:
+        target.rename(old)
+        part.rename(target)
+    except BaseException:
+        if not target.exists():
+            old.rename(target)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def write_text(target: Path, text: str) -> None:
@@ -59,16 +73,16 @@ def remove_parts(folder: Path) -> None:
         shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
 
 
-def writable_folder(folder: Path) -> Path:
-    """The folder, made if need be; one clear error where nothing can be written."""
+def writable_folder(folder: Path, fix: str = "choose another folder with --out") -> Path:
+    """The folder, made if need be; one clear error, which ends in `fix`, where nothing can be
+    written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UserError(
-            f"cannot write to {folder}: {error.strerror}; choose another folder with --out"
-        ) from None
+        raise UserError(f"cannot write to {folder}: {error.strerror}; {fix}") from None
     return folder
 
 

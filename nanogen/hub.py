@@ -19,6 +19,8 @@ PATIENCE = 10.0
 """seconds in which the hub must answer"""
 LONGEST = 160
 """characters of a foreign reason that are shown"""
+ANEW = "give another folder, or get the files anew"
+"""what to do about broken files"""
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,18 @@ def locate(
 ) -> Source:
     """Where the model is that holds `file`, once it is certain that it can be had.
 
-    A folder may be the one that holds `subfolder`, or `subfolder` itself. `field` is the config
-    field that names the model; `gated` says that its terms must be accepted first. ConfigError
-    with what to do where there is no such folder, or the hub does not give the file.
+    `field` is the config field that names the model; `gated` says that its terms must be accepted
+    first. ConfigError with what to do where there is no such folder or no `subfolder` in it, or the
+    hub does not give the file.
     """
     folder = Path(model).expanduser()
     if folder.exists():
         inner = folder / subfolder
-        return Source(str(inner if (inner / file).is_file() else folder), "", True)
+        if subfolder and not inner.is_dir():
+            raise ConfigError(
+                f"{field}={model} holds no folder {subfolder!r}; correct it, or leave it out"
+            )
+        return Source(str(inner), "", True)
     if _is_path(model):
         raise ConfigError(f"{field}={model}: there is no such folder; give one that exists")
     try:
@@ -91,7 +97,7 @@ def advice(
     kinds = {kind.__name__ for cause in _causes(problem) for kind in type(cause).__mro__}
     why = reason(problem)
     if Path(model).expanduser().exists():
-        return f"{model} holds no {what}: {why}"
+        return f"{model} holds no {what}: {why}; {ANEW}"
     if "GatedRepoError" in kinds or "gated" in str(problem).lower():
         return f"{model} is gated: {terms}; or {folder}"
     if gated:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from nanogen import dist, registry
 from nanogen.bench import record
 from nanogen.bench.record import Record
-from nanogen.data.base import SPLITS, Sample, Source
+from nanogen.data.base import SPLITS, Source, as_stored
 from nanogen.errors import ConfigError, MetricError, suggest
 from nanogen.metrics.pairs import PairContext, PairMetric
 from nanogen.metrics.similarity import Quantise, quantised
@@ -45,6 +45,8 @@ class Options:
     """how reconstructions become 8-bit; "truncate" is what published scores were measured with"""
     trunk: str = ""
     """file or folder with the VGG16 of LPIPS; empty asks the hub"""
+    trunk_field: str = "evaluation.trunk"
+    """what sets the trunk, for messages"""
     batch: int = 32
     """images at once; changes speed and memory only"""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -136,15 +138,21 @@ def chosen_metrics(options: Options, n: int, total: int, split: str) -> list[Pai
         raise MetricError(
             f"{n} images give {dist.world()} processes less than one each; start fewer"
         )
+    known = {
+        entry.name: cast(type[PairMetric], entry.target)
+        for entry in registry.entries("reconstruction")
+    }
     chosen = []
     for name in options.metrics:
-        target = cast(type[PairMetric], registry.get("reconstruction", name))
+        if name not in known:
+            raise ConfigError(f"unknown metric {name!r}; {suggest(name, known)}")
+        target = known[name]
         if n < target.minimum:
             raise MetricError(
                 f"metric {name} needs at least {target.minimum} images, not {n}; "
                 "take more, or leave it out"
             )
-        chosen.append(target(PairContext(options.device, options.trunk)))
+        chosen.append(target(PairContext(options.device, options.trunk, options.trunk_field)))
     return chosen
 
 
@@ -162,8 +170,7 @@ def _pairs(
         part = numbers[start : start + options.batch]
         if not part:
             continue
-        samples = [_read(source, split, number) for number in part]
-        images = torch.stack([sample.image for sample in samples]).to(options.device)
+        images = torch.stack([_read(source, split, number) for number in part]).to(options.device)
         keys = torch.tensor(part, device=options.device)
         again = tokenizer.decode(tokenizer.encode(to_float(images), keys))
         _check_finite(again, part, split)
@@ -194,9 +201,9 @@ def _count(source: Source, split: str) -> int:
     return total
 
 
-def _read(source: Source, split: str, number: int) -> Sample:
+def _read(source: Source, split: str, number: int) -> Tensor:
     for one in _splits(split):
         if number < source.count(one):
-            return source.read(one, number, number)
+            return as_stored(source, one, number)
         number -= source.count(one)
     raise IndexError(number)

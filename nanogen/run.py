@@ -22,17 +22,16 @@ from nanogen.tasks.base import Task
 from nanogen.tokenizers.raw import PRECISIONS, Precision, raw_latents
 from nanogen.train import settings
 from nanogen.train.schedule import Schedule
-from nanogen.train.settings import Training, check_name_and_seed, without_habits
+from nanogen.train.settings import ConditionalTraining, check_name_and_seed, without_habits
 from nanogen.types import Batch, Conditioner, Tokenizer
 
 Terms = config.switches("term")
 
 
 @chz.chz
-class Train(Training):
+class Train(ConditionalTraining):
     """How long, how many at once, how averaged. All lengths are in images."""
 
-    condition_dropout: float = 0.1
     raw_precision: Precision = chz.field(
         default="fp32", doc="in which latents are kept before they are normalised, cached or not"
     )
@@ -42,10 +41,6 @@ class Train(Training):
         if self.raw_precision not in PRECISIONS:
             known = ", ".join(PRECISIONS)
             raise ConfigError(f"train.raw_precision={self.raw_precision!r}: choose one of {known}")
-        if not 0 <= self.condition_dropout < 1:
-            raise ConfigError(
-                f"train.condition_dropout={self.condition_dropout}: must lie in [0, 1)"
-            )
 
 
 @chz.chz

@@ -11,7 +11,7 @@ import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import chz
 import numpy as np
@@ -22,7 +22,7 @@ from tiny_rae import tiny_folder as tiny_rae
 from tiny_vae import KIND_OF, tiny_folder
 
 from nanogen import registry
-from nanogen.data.base import Sample, Source
+from nanogen.data.base import FiniteSource, Sample, Source
 from nanogen.errors import ConfigError, DataError, MissingExtra
 from nanogen.registry import Entry
 from nanogen.types import ConditionSpec, LatentSpec
@@ -155,7 +155,13 @@ class Excerpt:
         return min(self.source.count(split), self.most.get(split, 10**9))
 
     def read(self, split: str, index: int, draw: int) -> Sample:
-        return self.source.read(split, index * self.source.count(split) // self.count(split), draw)
+        return self.source.read(split, self._place(split, index), draw)
+
+    def views(self, index: int) -> tuple[torch.Tensor, ...]:
+        return cast(FiniteSource, self.source).views(self._place("train", index))
+
+    def _place(self, split: str, index: int) -> int:
+        return index * self.source.count(split) // self.count(split)
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,8 @@ def made_up(channels: int, grid: int) -> Statistics:
 def write_rae(folder: Path, name: str, encoder: VisionEncoder, image_size: int) -> Path:
     """A folder of ours."""
     decoder = tiny_decoder(encoder, image_size, width=16, heads=2)
-    return save_rae(folder, decoder, About(name, image_size), made_up(encoder.width, encoder.grid))
+    about = About(name, image_size, encoder_fingerprint=encoder.fingerprint)
+    return save_rae(folder, decoder, about, made_up(encoder.width, encoder.grid))
 
 
 def write_published(root: Path, name: str, encoder: VisionEncoder) -> RaeDecoder:

@@ -26,7 +26,9 @@ SHOWN_EVERY = 10.0
 
 
 def main(
-    name: Annotated[str, typer.Argument(help="A preset, a run folder, or a tokenizer.")],
+    name: Annotated[
+        str, typer.Argument(help="A preset, a run folder, a tokenizer, or the folder of one.")
+    ],
     overrides: Overrides = None,
     data: Annotated[
         str | None, typer.Option(help="With a tokenizer: animals, folder ...; animals if left out.")
@@ -133,10 +135,10 @@ def _subject(
 ) -> _Subject:
     from nanogen import config, registry
     from nanogen.cli.choose import run_or_preset
-    from nanogen.cli.choose_tokenizer import chosen
+    from nanogen.cli.choose_tokenizer import chosen, exported
     from nanogen.errors import ConfigError
 
-    if name in [entry.name for entry in registry.entries("tokenizer")]:
+    if name in [entry.name for entry in registry.entries("tokenizer")] or exported(name):
         choice = chosen(name, overrides, data, path, size)
         return _Subject(choice.tokenizer, choice.data.build)
     for option, value, field in (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nanogen.cli.options import Json, Out, Overrides
+from nanogen.cli.options import Json, Overrides
 
 if TYPE_CHECKING:
     from nanogen.bench.record import Record
@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 def main(
     name: Annotated[
-        str, typer.Argument(help="A tokenizer (see nanogen ls tokenizers), or a preset.")
+        str,
+        typer.Argument(
+            help="A tokenizer (nanogen ls tokenizers), a preset, or the folder of a tokenizer or "
+            "of its training."
+        ),
     ],
     overrides: Overrides = None,
     data: Annotated[
@@ -47,21 +51,21 @@ def main(
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")] = (
         "auto"
     ),
-    out: Out = None,
+    out: Annotated[Path, typer.Option(help="Folder to write records to.")] = Path("records"),
     as_json: Json = False,
 ) -> None:
     """Measure what a tokenizer keeps of images, and write one record for each score."""
     import torch
 
     from nanogen import config, dist, evaluation
-    from nanogen.cli.choose_tokenizer import chosen
+    from nanogen.cli.choose_tokenizer import described, measured
     from nanogen.cli.output import show
     from nanogen.files import writable_folder
     from nanogen.reconstruction import Options, Subject, measure
     from nanogen.run import pick_device
 
-    choice = chosen(name, overrides or [], data, path, size)
-    names = tuple(metrics.split(",")) if metrics else default_metrics(choice.data, samples)
+    choice = measured(name, overrides or [], data, path, size)
+    names = default_metrics(choice.data, samples) if metrics is None else listed(metrics)
     names += ("lpips",) if lpips is not None else ()
     place = pick_device(device)
     options = Options(
@@ -69,20 +73,31 @@ def main(
         samples=samples,
         quantise=quantise,  # ty: ignore[invalid-argument-type]
         trunk=str(lpips or ""),
+        trunk_field="--lpips",
         batch=batch,
         device=place,
     )
     with dist.processes(place):
+        writable_folder(out)
         source = choice.data.build()
         tokenizer = choice.tokenizer.build(source.size)
         if isinstance(tokenizer, torch.nn.Module):
             tokenizer.to(place)
-        folder = writable_folder(out or Path("records"))
         subject = Subject(name, config_hash=config.digest(choice))
         records = measure(tokenizer, source, split, options, subject)
-        evaluation.write(records, folder)
+        evaluation.write(records, out)
         if dist.rank() == 0:
-            show([table(records)], as_json)
+            show([table(records, described(choice.tokenizer))], as_json)
+
+
+def listed(metrics: str) -> tuple[str, ...]:
+    """Names between commas; ConfigError where one is empty."""
+    from nanogen.errors import ConfigError
+
+    names = tuple(name.strip() for name in metrics.split(","))
+    if not all(names):
+        raise ConfigError(f"--metrics {metrics!r} names none; give some, such as psnr,ssim")
+    return names
 
 
 def default_metrics(data: object, samples: int | None) -> tuple[str, ...]:
@@ -94,8 +109,8 @@ def default_metrics(data: object, samples: int | None) -> tuple[str, ...]:
     return ("psnr", "ssim", *((RfdAnimals.name,) if enough and isinstance(data, Animals) else ()))
 
 
-def table(records: Sequence[Record]) -> Table:
-    """A row for each score."""
+def table(records: Sequence[Record], tokenizer: str) -> Table:
+    """A row for each score; `tokenizer` are the overrides that choose what was measured."""
     from nanogen.bench.table import Cell, Column, Table
 
     first = records[0]
@@ -115,6 +130,7 @@ def table(records: Sequence[Record]) -> Table:
         (Column("score"), Column("value", digits=4), Column("better")),
         rows,
         notes=(
+            f"Measured: {tokenizer}, {first.facts['tokenizer']}.",
             f"Latent {latent}; reconstructions quantised by {first.quantisation}.",
             "± is one standard error over images; a number without it has none known.",
         ),

@@ -18,7 +18,7 @@ FIELDS = ("latents_mean", "latents_std", "shift_factor", "scaling_factor")
 
 
 def main(
-    model: Annotated[str, typer.Argument(help="A folder, or a name on the Hugging Face hub.")],
+    model: Annotated[str, typer.Argument(help="A folder, a name on the hub, or a known VAE.")],
     subfolder: Annotated[
         str, typer.Option(help="Folder of the autoencoder within the model; found if left out.")
     ] = "",

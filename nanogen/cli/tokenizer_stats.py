@@ -19,7 +19,11 @@ SHOWN = 128
 
 def main(
     name: Annotated[
-        str, typer.Argument(help="A tokenizer, a preset, or a vision encoder (nanogen ls).")
+        str,
+        typer.Argument(
+            help="A tokenizer, a preset or a vision encoder (nanogen ls), or the folder of a "
+            "tokenizer or of its training."
+        ),
     ],
     overrides: Overrides = None,
     data: Annotated[
@@ -52,29 +56,32 @@ def main(
 
     if out is not None and out.suffix != ".safetensors":
         raise ConfigError(f"--out {out}: statistics are safetensors; let the name end so")
+    if out is not None and out.is_dir():
+        raise ConfigError(f"--out {out} is a folder; give the name of a file")
     place = pick_device(device)
     with dist.processes(place):
-        source, raw = raw_latents(name, overrides or [], data, path, size)
         if out is not None:
             writable_folder(out.parent)
+        source, raw = raw_latents(name, overrides or [], data, path, size)
         images = statistics.Images(split, samples, batch)
         found = statistics.measure(raw.to(place), source, images, place)
         if dist.rank() == 0:
             if out is not None:
                 statistics.save(found, out)
-            show([table(name, found, raw.normalised(found))], as_json)
+            about = f"Measured: {raw.about}."
+            show([table(name, found, raw.normalised(found), about)], as_json)
 
 
-def table(name: str, found: Statistics, normalised: Statistics | None) -> Table:
+def table(name: str, found: Statistics, normalised: Statistics | None, about: str) -> Table:
     """Mean and deviation of each channel over images and positions; `normalised` are those of the
-    latents that a tokenizer makes of them, None for an encoder.
+    latents that a tokenizer makes of them, None for an encoder. `about` is the first note.
     """
     from nanogen.bench.table import Cell, Column, Table
 
     raw, latents = found.channels(), normalised.channels() if normalised else None
     columns = [Column("mean", "raw", digits=4), Column("std", "raw", digits=4)]
     values = [raw.mean, raw.std]
-    notes = [_norm_note(found)]
+    notes = [about, _norm_note(found)]
     if latents:
         columns += [Column("mean", "normalised", digits=4), Column("std", "normalised", digits=4)]
         values += [latents.mean, latents.std]

@@ -13,7 +13,9 @@ from nanogen.cli.options import Out, Overrides
 def main(
     preset: Annotated[
         str | None,
-        typer.Argument(help="A training of a tokenizer, such as animals/vae or imagenet/rae."),
+        typer.Argument(
+            help="A training of a tokenizer, such as animals/vae or imagenet/rae-dinov2-vit-b."
+        ),
     ] = None,
     overrides: Overrides = None,
     out: Out = None,

@@ -84,6 +84,15 @@ class FiniteSource(Source, Protocol):
         ...
 
 
+def as_stored(source: Source, split: str, index: int) -> Tensor:
+    """The image of a sample without augmentation, uint8 [3, H, W]: what is measured must not depend
+    on what a training shows. Data without an end store none; there it is one that they draw.
+    """
+    if split == "train" and source.variants:
+        return cast(FiniteSource, source).views(index)[0]
+    return source.read(split, index, index).image
+
+
 def finite(source: Source, what: str) -> FiniteSource:
     """The same source; DataError, saying that `what` cannot be stored, where it has no end."""
     if not source.variants:

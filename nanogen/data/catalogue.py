@@ -36,12 +36,12 @@ class CatalogueOptions:
     @chz.validate
     def _check(self) -> None:
         if not self.path:
-            raise ConfigError("the data has no place; set task.data.path to where the images are")
+            raise ConfigError("the data has no place; set its path to where the images are")
         if self.size < 1:
-            raise ConfigError(f"task.data.size={self.size} must be at least 1 pixel")
+            raise ConfigError(f"size={self.size} of the data must be at least 1 pixel")
         if min(self.validation, self.held_out) < 0 or self.validation + self.held_out >= 1:
             raise ConfigError(
-                f"task.data.validation={self.validation} and task.data.held_out={self.held_out} "
+                f"validation={self.validation} and held_out={self.held_out} of the data "
                 "must be shares of at least 0, with a sum below 1, so that some remain to train on"
             )
 
@@ -68,7 +68,7 @@ class Catalogue(ABC):
         if not self.count("train"):
             raise DataError(
                 f"none of the {len(names)} images is left to train on; add images, or lower "
-                "task.data.held_out and task.data.validation"
+                "held_out and validation of the data"
             )
 
     @abstractmethod

@@ -122,7 +122,7 @@ def _list(root: Path) -> Listing:
     except OSError as problem:
         raise DataError(
             f"cannot list {problem.filename!r}: {problem.strerror}; "
-            "set task.data.path to a folder of images"
+            "set the data's path to a folder of images"
         ) from problem
     _check_listing(root, listing)
     return listing
@@ -143,7 +143,7 @@ def _check_listing(root: Path, listing: Listing) -> None:
     if not listing.images:
         raise DataError(
             f"no images in {str(root)!r} (looked for {' '.join(IMAGES)}{links and '; ' + links}); "
-            "set task.data.path to a folder of images"
+            "set the data's path to a folder of images"
         )
     if links:
         warnings.warn(f"{links} (first: {listing.links[0]!r})", stacklevel=2)
@@ -163,7 +163,7 @@ def _classes(root: Path, names: list[str]) -> tuple[str, ...]:
     if {top.lower() for top in tops} <= SPLIT_NAMES:
         raise DataError(
             f"the folders in {str(root)!r} are parts of a data set ({', '.join(tops)}), not "
-            f"classes; set task.data.path to one of them: {str(root / tops[0])!r}"
+            f"classes; set the data's path to one of them: {str(root / tops[0])!r}"
         )
     return tuple(tops)
 
@@ -211,7 +211,7 @@ def _check_captions(names: list[str], captions: Mapping[str, object]) -> None:
     if missing:
         raise DataError(
             f"{len(missing)} of {len(names)} images have no caption (first: {missing[0]!r}); "
-            "write the captions, or set task.data.captions=false"
+            "write the captions, or set captions=false of the data"
         )
 
 

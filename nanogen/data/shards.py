@@ -131,14 +131,14 @@ def _find(pattern: str) -> list[Path]:
     else:
         paths = [Path(path) for part in _unbraced(str(root)) for path in _matches(part)]
     if not paths:
-        raise DataError(f"no .tar file in {str(root)!r}; set task.data.path to a folder of shards")
+        raise DataError(f"no .tar file in {str(root)!r}; set the data's path to a folder of shards")
     return paths
 
 
 def _matches(part: str) -> list[str]:
     found = [part] if Path(part).is_file() else sorted(glob.glob(part))
     if not found:
-        raise DataError(f"there is no shard {part!r}; correct task.data.path")
+        raise DataError(f"there is no shard {part!r}; correct the data's path")
     return found
 
 

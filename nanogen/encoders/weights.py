@@ -70,7 +70,9 @@ def read_tensors(file: Path, wrappers: Sequence[str] = WRAPPERS) -> dict[str, Te
             found = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as problem:  # a foreign file can be broken in any way
         reason = hub.reason(problem)
-        raise ConfigError(f"{file} is not a readable file of weights: {reason}") from problem
+        raise ConfigError(
+            f"{file} is not a readable file of weights: {reason}; get it anew, or give another"
+        ) from problem
     while isinstance(found, Mapping) and (inner := [key for key in wrappers if key in found]):
         found = found[inner[0]]
     if not isinstance(found, Mapping) or not all(isinstance(t, Tensor) for t in found.values()):

@@ -39,6 +39,8 @@ class PairContext:
     device: torch.device
     trunk: str = ""
     """file or folder with the VGG16 of LPIPS; empty asks the hub"""
+    trunk_field: str = "evaluation.trunk"
+    """what sets the trunk, for messages"""
 
 
 class PairMetric(ABC):
@@ -132,7 +134,7 @@ class LpipsOfPairs(MeanOfPairs):
 
     def __init__(self, context: PairContext) -> None:
         super().__init__(context)
-        self._lpips = open_lpips(context.trunk, field="--lpips").to(context.device)
+        self._lpips = open_lpips(context.trunk, field=context.trunk_field).to(context.device)
 
     def values(self, images: Tensor, others: Tensor) -> Tensor:
         return self._lpips(images.float() / 255, others.float() / 255)

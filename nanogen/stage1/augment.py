@@ -71,13 +71,18 @@ def augmented(images: Tensor, draws: Tensor, augmentation: Augmentation) -> Tens
     return x
 
 
+def pixels(share: float, side: int) -> int:
+    """Of a share of a side; a half counts as one, as published (Python rounds 2.5 to 2)."""
+    return int(share * side + 0.5)
+
+
 def translated(x: Tensor, u: Tensor, share: float) -> Tensor:
-    """Shifted by whole pixels, uniform in -round(share * side) ... +round(share * side), with zero
-    fill; u [B, 2] decides rows and columns.
+    """Shifted by whole pixels, uniform in -m ... +m with m = `pixels(share, side)`, with zero fill;
+    u [B, 2] decides rows and columns.
     """
     for axis in (0, 1):
         side = x.shape[2 + axis]
-        most = round(share * side)
+        most = pixels(share, side)
         offset = (u[:, axis] * (2 * most + 1)).floor().long() - most
         source = torch.arange(side, device=x.device) + offset[:, None]  # [B, side]
         inside = (source >= 0) & (source < side)
@@ -106,7 +111,7 @@ def kept(x: Tensor, u: Tensor, share: float) -> Tensor:
     covered = []
     for axis in (0, 1):
         side = x.shape[2 + axis]
-        size = round(share * side)
+        size = pixels(share, side)
         start = (u[:, axis] * (side + 1 - size % 2)).floor() - size // 2
         place = torch.arange(side, device=x.device) - start[:, None]
         covered.append((place >= 0) & (place < size))

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanogen import dist
 from nanogen.errors import ConfigError
 from nanogen.stage1.dino import DinoTrunk
 
@@ -139,6 +140,15 @@ class SpectralConv1d(nn.Module):
     def _iterate(self, matrix: Tensor) -> None:
         self.weight_v.copy_(F.normalize((matrix * self.weight_u[:, None]).sum(0), dim=0))
         self.weight_u.copy_(F.normalize((matrix * self.weight_v).sum(1), dim=0))
+
+
+def across_processes(discriminator: nn.Module, device: torch.device) -> nn.Module:
+    """The module itself; on graphics cards its batch statistics are now those of the images of all
+    processes at once.
+    """
+    if dist.world() > 1 and device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(discriminator)
+    return discriminator
 
 
 class PatchDiscriminator(nn.Module):

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import chz
+import torch
 from torch import nn
 
+from nanogen import dist
 from nanogen.errors import ConfigError
 from nanogen.registry import register
 from nanogen.stage1.adversarial import DISCRIMINATOR_LOSSES
@@ -26,6 +28,7 @@ from nanogen.stage1.dino import load_trunk
 from nanogen.stage1.discriminators import DinoDiscriminator, PatchDiscriminator
 from nanogen.train.optim import AdamWConfig
 from nanogen.train.schedule import Schedule
+from nanogen.train.settings import Machine
 
 
 @chz.chz
@@ -73,6 +76,9 @@ class GameFields:
                 f"train.images={images}; lower it, or use discriminator=none"
             )
 
+    def check_cut(self, batch: int, machine: Machine, device: torch.device) -> None:
+        """Refuse a machine that would cut what belongs together; nothing does here."""
+
     def factor(self, schedule: Schedule, seen: int, batch: int, images: int) -> float:
         """Factor on the discriminator's learning rate in the step that follows `seen` images."""
         if self.schedule_clock == "updates":
@@ -94,6 +100,9 @@ class Game:
 class NoGame:
     def check(self, images: int) -> None:
         """Nothing can contradict it."""
+
+    def check_cut(self, batch: int, machine: Machine, device: torch.device) -> None:
+        """Nothing is cut."""
 
     def build(self) -> None:
         return None
@@ -121,8 +130,8 @@ class PatchGame(GameFields):
     layers: int = chz.field(default=3, doc="halvings; an image needs 3 * 2^layers px a side")
     norm: Literal["batch", "sample"] = chz.field(
         default="batch",
-        doc="what is normalised over; batch: as published, the images at once on a process, so "
-        "that results depend on how a batch is cut",
+        doc="what is normalised over; batch: as published, all images of a step, which then cannot "
+        "be cut into micro-batches, nor spread over processes on CPUs",
     )
 
     @chz.validate
@@ -131,6 +140,25 @@ class PatchGame(GameFields):
             raise ConfigError("discriminator.channels and discriminator.layers must be at least 1")
         if self.norm not in ("batch", "sample"):
             raise ConfigError(f"discriminator.norm={self.norm!r}: choose batch or sample")
+
+    def check_cut(self, batch: int, machine: Machine, device: torch.device) -> None:
+        """ConfigError where statistics would be those of pieces of a batch: another training, under
+        the same config.
+        """
+        if self.norm != "batch":
+            return
+        micro, share = machine.micro_batch, -(-batch // dist.world())
+        if micro is not None and micro < share:
+            raise ConfigError(
+                f"machine.micro_batch={micro} would cut what discriminator.norm=batch normalises "
+                f"over, {share} images at once; set discriminator.norm=sample, or leave out "
+                "machine.micro_batch"
+            )
+        if dist.world() > 1 and device.type != "cuda":
+            raise ConfigError(
+                "discriminator.norm=batch normalises over images of all processes, which those on "
+                "CPUs cannot; set discriminator.norm=sample, or start one process"
+            )
 
     def build(self) -> Game:
         return Game(self, PatchDiscriminator(self.channels, self.layers, self.norm))

@@ -1,6 +1,7 @@
 """Training a VAE further, from the weights of a tokenizer.
 
 autoencoder=pretrained-vae autoencoder.start=sdvae-mse
+autoencoder=pretrained-vae autoencoder.start=animals-vae        # in the package
 autoencoder=pretrained-vae autoencoder.start=vae autoencoder.start.model=FOLDER
 """
 
@@ -37,8 +38,22 @@ class PretrainedVaeConfig:
         if self.kl < 0:
             raise ConfigError(f"autoencoder.kl={self.kl}: must not be negative")
 
+    def check_alone(self) -> None:
+        """Refuse what has no effect where the VAE is trained alone: no latent is normalised."""
+        for name in ("shift", "scale"):
+            self._unset(name, "statistics are measured at the end of training")
+
+    def _unset(self, name: str, why: str) -> None:
+        """ConfigError for a field of `start` that is not at its default."""
+        value = getattr(self.start, name, None)
+        if value != getattr(type(self.start)(), name, None):
+            raise ConfigError(
+                f"autoencoder.start.{name}={value} has no effect: {why}; leave it out"
+            )
+
     def build(self, image_size: int, seed: int) -> PretrainedVae:
         """ConfigError for a tokenizer that is no VAE of diffusers, or cannot be had."""
+        self._unset("posterior", "training draws from the posterior, and encodes by its mean")
         try:
             tokenizer = self.start.build(image_size)
         except ConfigError as problem:

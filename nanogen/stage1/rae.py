@@ -9,7 +9,6 @@ Training knows no statistics of the features; those of what is exported are meas
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Self
@@ -22,6 +21,7 @@ from nanogen import dist, rng
 from nanogen.data.base import Source
 from nanogen.encoders.vision import VisionEncoder, open_encoder
 from nanogen.errors import ConfigError
+from nanogen.files import whole_folder
 from nanogen.registry import register
 from nanogen.stage1.autoencoder import Reconstruction, TrainableAutoencoder, latent_statistics
 from nanogen.tokenizers.rae import RaeConfig, as_grid
@@ -118,9 +118,13 @@ class Rae(TrainableAutoencoder):
     def export(self, folder: Path, source: Source, most: int, check: Check) -> None:
         found = latent_statistics(self, source, most, check)
         if dist.rank() == 0:
-            shutil.rmtree(folder, ignore_errors=True)
-            about = About(self.encoder.name, self.decoder.config.image_size)
-            save_rae(folder, self.decoder, about, found)
+            about = About(
+                self.encoder.name,
+                self.decoder.config.image_size,
+                encoder_fingerprint=self.encoder.fingerprint,
+            )
+            with whole_folder(folder, replace=True) as part:
+                save_rae(part, self.decoder, about, found)
         dist.barrier()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

@@ -1,10 +1,10 @@
 """Named trainings of tokenizers: `<data>/<kind>`.
 
-animals/vae     a small VAE of silhouettes, 28 px; minutes on a CPU
-scenes/vae      the same of coloured scenes, 40 px
-animals/rae     a decoder for the tokens of the embedded encoder
-imagenet/rae    the published decoder of DINOv2-B, ImageNet-256; 8 GPUs of 80 GB
-imagenet/vae    a VAE of the size and factor of SD-VAE, from scratch
+animals/vae                  a small VAE of silhouettes, 28 px; minutes on a CPU
+scenes/vae                   the same of coloured scenes, 40 px
+animals/rae, scenes/rae      a decoder for the tokens of the embedded encoder
+imagenet/rae-dinov2-vit-b    the published decoder of DINOv2-B, ImageNet-256; 8 GPUs of 80 GB
+imagenet/vae                 a VAE of the size and factor of SD-VAE, from scratch
 """
 
 from __future__ import annotations

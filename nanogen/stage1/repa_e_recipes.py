@@ -1,6 +1,6 @@
 """Named runs of REPA-E, for `nanogen tokenizer train`.
 
-animals/vae-e2e     the VAE that animals/vae trains, tuned by a small transformer; on a CPU
+animals/vae-e2e     the VAE in the package, of animals/vae, tuned by a small transformer; on a CPU
 repa-e/sdvae        SD-VAE on ImageNet-256, as published but for the transformer; 8 GPUs of 80 GB
 repa-e/vavae        VA-VAE likewise
 """
@@ -59,8 +59,7 @@ PAPER: Values = SHARED | {
 
 SMALL: Values = SHARED | {
     "task.data": "animals",
-    "autoencoder.start": "vae",
-    "autoencoder.start.model": "runs/tokenizers/animals/vae/tokenizer",
+    "autoencoder.start": "animals-vae",
     "autoencoder.start.patch": 1,
     "backbone.depth": 4,
     "backbone.width": 128,
@@ -94,7 +93,7 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
-    "animals/vae-e2e": Recipe("VAE of animals/vae, tuned end to end; minutes on a CPU", SMALL),
+    "animals/vae-e2e": Recipe("the VAE in the package, tuned end to end; minutes on a CPU", SMALL),
     "repa-e/sdvae": Recipe(
         "SD-VAE tuned end to end on ImageNet-256; 8 GPUs of 80 GB",
         PAPER | {"autoencoder.start": "sdvae-mse"},

@@ -20,8 +20,9 @@ from nanogen.config import choice
 from nanogen.data.base import Source
 from nanogen.encoders.vision import VisionEncoder, open_encoder
 from nanogen.errors import ConfigError
-from nanogen.run import Train, pick_device
+from nanogen.run import pick_device
 from nanogen.stage1.autoencoder import Reconstruction, TrainableAutoencoder
+from nanogen.stage1.discriminators import across_processes
 from nanogen.stage1.games import Game, GameFields, NoGame
 from nanogen.stage1.kl_vae import KlVae
 from nanogen.stage1.latent_norm import LatentNorm
@@ -30,7 +31,7 @@ from nanogen.stage1.run import TokenizerEvaluation, TokenizerRun
 from nanogen.stage1.tuned_vae import export
 from nanogen.tasks.base import Task
 from nanogen.train.schedule import Schedule
-from nanogen.train.settings import Machine, check_name_and_seed, without_habits
+from nanogen.train.settings import ConditionalTraining, Machine, check_name_and_seed, without_habits
 from nanogen.train.signals import Check
 from nanogen.types import Batch, Conditioner
 
@@ -79,7 +80,7 @@ class RepaERun:
     discriminator: Any = choice("discriminator")
     optimiser: Any = choice("optimiser")
     schedule: Schedule = chz.field(default_factory=Schedule)
-    train: Train = chz.field(default_factory=Train)
+    train: ConditionalTraining = chz.field(default_factory=ConditionalTraining)
     evaluation: TokenizerEvaluation = chz.field(default_factory=TokenizerEvaluation)
     machine: Machine = chz.field(default_factory=Machine)
 
@@ -153,6 +154,7 @@ def build(run: RepaERun) -> RepaEParts:
     """All parts of a run. Weights that are not loaded are a function of `run.seed` alone."""
     check(run)
     device = pick_device(run.machine.device)
+    run.discriminator.check_cut(run.train.batch, run.machine, device)
     torch.set_num_threads(run.machine.threads)
     task: Task = run.task.build(run.seed)
     size = task.source.size
@@ -168,7 +170,7 @@ def build(run: RepaERun) -> RepaEParts:
         encoder = open_encoder(run.alignment.encoder, size, run.alignment.path)
         diffusion = _diffusion(run, vae, conditioner, encoder)
     distance: nn.Module | None = run.perceptual.build(size)
-    discriminator = None if game is None else _across_processes(game.discriminator, device)
+    discriminator = None if game is None else across_processes(game.discriminator, device)
     for module in (vae, diffusion, encoder, distance, discriminator, conditioner):
         if isinstance(module, nn.Module):
             module.to(device)
@@ -247,12 +249,3 @@ def _diffusion(
     norm.start(vae.shift, vae.scale)
     projector = Projector(run.backbone.width, run.alignment.hidden, encoder.width)
     return AlignedDiffusion(norm, backbone, projector, run.alignment.block)
-
-
-def _across_processes(discriminator: nn.Module, device: torch.device) -> nn.Module:
-    """Batch statistics over all processes where torch can do that; on CPUs each process has those
-    of its own images.
-    """
-    if dist.world() > 1 and device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(discriminator)
-    return discriminator

@@ -20,7 +20,9 @@ from nanogen.errors import ConfigError, suggest
 from nanogen.metrics.similarity import Quantise
 from nanogen.run import pick_device
 from nanogen.stage1.autoencoder import TrainableAutoencoder
+from nanogen.stage1.discriminators import across_processes
 from nanogen.stage1.games import Game
+from nanogen.stage1.pretrained_vae import PretrainedVaeConfig
 from nanogen.tasks.base import Task
 from nanogen.train.schedule import Schedule
 from nanogen.train.settings import Machine, Training, check_name_and_seed, without_habits
@@ -111,6 +113,7 @@ def build(run: TokenizerRun) -> TokenizerParts:
     """All parts of a run, with freshly initialised weights: a function of `run.seed` alone."""
     check(run)
     device = pick_device(run.machine.device)
+    run.discriminator.check_cut(run.train.batch, run.machine, device)
     torch.set_num_threads(run.machine.threads)
     task = Reconstruction(run.data.build(), run.seed)
     size = task.source.size
@@ -121,7 +124,8 @@ def build(run: TokenizerRun) -> TokenizerParts:
         torch.manual_seed(run.seed + 1)
         game: Game | None = run.discriminator.build()
     distance: nn.Module | None = run.perceptual.build(size)
-    for module in (distance, None if game is None else game.discriminator):
+    discriminator = None if game is None else across_processes(game.discriminator, device)
+    for module in (distance, discriminator):
         if module is not None:
             module.to(device)
     parts = TokenizerParts(run, task, autoencoder.to(device), distance, game, device)
@@ -137,6 +141,8 @@ def check(run: TokenizerRun) -> None:
         raise ConfigError(
             "evaluation.every has no effect without evaluation.metrics; name some or set it to 0"
         )
+    if isinstance(run.autoencoder, PretrainedVaeConfig):
+        run.autoencoder.check_alone()
     run.discriminator.check(run.train.images)
     run.schedule.check(run.train.images)
 

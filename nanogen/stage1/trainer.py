@@ -134,6 +134,8 @@ class TokenizerTrainer(Trainer):
         module.train()
         shares = Shares(train.batch)
         for batch in batches:
+            # Buffers move with each look at images; all pieces of a batch begin where it does.
+            _refill(module, before)
             shares.add(self._opposing_losses(batch, game))["discriminator"].backward()
         parameters = trained(module)
         sum_gradients(parameters)
@@ -145,10 +147,8 @@ class TokenizerTrainer(Trainer):
         }
         if self.accepts(values):
             self.opponent.step()
-            _share_statistics(module)
         else:
-            for name, buffer in module.named_buffers():
-                buffer.copy_(before[name])
+            _refill(module, before)
         self.opponent.zero_grad(set_to_none=True)
         return values
 
@@ -241,12 +241,6 @@ def _state(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in module.state_dict().items()}
 
 
-def _share_statistics(module: nn.Module) -> None:
-    """Running statistics of batches differ between processes that saw other images: each takes the
-    mean, so that any process can be the one that saves.
-    """
-    if dist.world() == 1:
-        return
-    running = {n: b for n, b in module.named_buffers() if b.is_floating_point()}
-    for name, total in dist.sum_across(running).items():
-        running[name].copy_(total / dist.world())
+def _refill(module: nn.Module, values: Mapping[str, Tensor]) -> None:
+    for name, buffer in module.named_buffers():
+        buffer.copy_(values[name])

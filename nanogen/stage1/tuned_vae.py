@@ -8,7 +8,6 @@ export(vae, Path("tuned"), shift, deviation)        # tokenizer=vae tokenizer.mo
 from __future__ import annotations
 
 import json
-import shutil
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -71,10 +70,8 @@ def export(vae: TunedVae, folder: Path, shift: Tensor, deviation: Tensor) -> Non
     """The VAE as a folder that replaces `folder`, whole or not at all, with `latents_mean` and
     `latents_std`, [C] each, in its config.json.
     """
-    with whole_folder(folder) as part:
+    with whole_folder(folder, replace=True) as part:
         vae.write(part)
         config = json.loads((part / CONFIG).read_text(encoding="utf-8"))
         config |= {"latents_mean": shift.tolist(), "latents_std": deviation.tolist()}
         write_text(part / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
-        if folder.is_dir():
-            shutil.rmtree(folder)

@@ -93,6 +93,7 @@ def probe(model: str, images: Tensor, subfolder: str = "") -> Probe:
 
     ConfigError, in one line, where there is none, where it is broken, or cannot be used.
     """
+    model, subfolder = _named(model, subfolder)
     place, files, network = _open(model, subfolder)
     size = images.shape[-1]
     if size < files.factor or size % files.factor:
@@ -120,10 +121,10 @@ def probe(model: str, images: Tensor, subfolder: str = "") -> Probe:
         raw, latents, psnr = _measure(vae, images)
     except RuntimeError as problem:
         raise ConfigError(
-            f"{model} loads, but no image goes through it: {hub.reason(problem)}"
+            f"{model} loads, but no image goes through it: {hub.reason(problem)}; {hub.ANEW}"
         ) from problem
     if not raw.isfinite().all():
-        raise ConfigError(f"latents of {model} are not finite: its weights are broken")
+        raise ConfigError(f"latents of {model} are not finite: its weights are broken; {hub.ANEW}")
     judged = Moments.of(latents) if chosen else None
     warnings += _judged(judged) if judged else []
     line = _line(place, preset, None if chosen else Moments.of(raw))
@@ -143,8 +144,10 @@ def embedded_images(count: int, size: int) -> Tensor:
 def folder_images(folder: Path, count: int, size: int) -> Tensor:
     """float [<= count, 3, size, size] in [0, 1]: the first images of a folder, cut to squares.
 
-    DataError where it has none, or one cannot be read.
+    DataError where there is no such folder, it has none, or one cannot be read.
     """
+    if not folder.is_dir():
+        raise DataError(f"--images {folder}: there is no such folder; give one that exists")
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGES)
     if not files:
         raise DataError(f"no images in {folder} (looked for {' '.join(IMAGES)}); give another")
@@ -153,6 +156,21 @@ def folder_images(folder: Path, count: int, size: int) -> Tensor:
     except OSError as problem:
         raise DataError(f"cannot read {problem.filename}: {problem.strerror}") from problem
     return to_float(torch.stack(crops))
+
+
+def _named(model: str, subfolder: str) -> tuple[str, str]:
+    """The files that a registered name stands for; a folder or a name on the hub as it is."""
+    if not model:
+        raise ConfigError("no model is named; give a folder, or a name on the hub")
+    target = {entry.name: entry.target for entry in registry.entries("tokenizer")}.get(model)
+    if target is None or Path(model).exists():
+        return model, subfolder
+    if not issubclass(target, VaeFields) or not target.facts.hub:
+        raise ConfigError(
+            f"{model!r} is a tokenizer of ours that stands for no files on the hub; give a folder, "
+            "or a name on the hub"
+        )
+    return target.facts.hub, subfolder or target().subfolder
 
 
 def _open(model: str, subfolder: str) -> tuple[Place, Files, nn.Module]:

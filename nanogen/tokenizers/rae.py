@@ -75,6 +75,7 @@ class RaeFields:
         files = local or open_rae("", self.published)
         decoder = files.weights.module()
         _check_fit(files, encoder, image_size)
+        _check_encoder(files, encoder)
         statistics = self._statistics(files, encoder)
         check_norm(encoder, statistics)
         space = self.output_space or (files.about.output_space if files.about else "unit")
@@ -220,8 +221,20 @@ def _check_fit(files: Files, encoder: VisionEncoder, image_size: int) -> None:
         )
     if config.image_size != image_size:
         raise ConfigError(
-            f"{files.weights.where} makes images of {config.image_size} px, not {image_size}; set "
-            f"task.data.size={config.image_size}, or give a decoder for {image_size} px"
+            f"{files.weights.where} makes images of {config.image_size} px, not {image_size}; give "
+            f"it images of that size (task.data.size={config.image_size} in a run, --size "
+            f"{config.image_size} on the command line), or a decoder for {image_size} px"
+        )
+
+
+def _check_encoder(files: Files, encoder: VisionEncoder) -> None:
+    """A decoder makes nothing of the tokens of other weights."""
+    there = files.about.encoder_fingerprint if files.about else ""
+    if there and there != encoder.fingerprint:
+        raise ConfigError(
+            f"{files.weights.where} was trained on other weights of {encoder.name}, or on other "
+            f"options of it ({there} there, {encoder.fingerprint} here); give those with "
+            "tokenizer.encoder_path and tokenizer.encoder, or train a decoder for these"
         )
 
 

@@ -12,7 +12,7 @@ from nanogen.encoders.weights import read_tensors
 from nanogen.errors import ConfigError
 from nanogen.files import whole_file
 from nanogen.tokenizers import statistics as latent_statistics
-from nanogen.tokenizers.rae_files import CONFIG, About, open_rae, save_rae
+from nanogen.tokenizers.rae_files import CONFIG, About, OutputSpace, open_rae, save_rae
 from nanogen.tokenizers.rae_layout import from_reference, read_reference, to_reference
 
 
@@ -23,6 +23,7 @@ class Unsaid:
     encoder: str = ""
     statistics: Path | None = None
     heads: int | None = None
+    output_space: OutputSpace = "unit"
 
 
 def import_decoder(source: Path, target: Path, unsaid: Unsaid) -> None:
@@ -44,7 +45,8 @@ def import_decoder(source: Path, target: Path, unsaid: Unsaid) -> None:
     if unsaid.statistics is not None:
         shape = (config.channels, config.grid, config.grid)
         found = latent_statistics.load(_file(unsaid.statistics), shape)
-    save_rae(target, weights.module(), About(unsaid.encoder, config.image_size), found)
+    about = About(unsaid.encoder, config.image_size, unsaid.output_space)
+    save_rae(target, weights.module(), about, found)
 
 
 def export_decoder(source: Path, target: Path) -> None:

@@ -41,6 +41,8 @@ class About:
     """name, such as dinov2-vit-b"""
     image_size: int
     output_space: OutputSpace = "unit"
+    encoder_fingerprint: str = ""
+    """of the weights, options and image size of the encoder; empty where it is not known"""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nanogen import dist
-from nanogen.data.base import SPLITS, Source
+from nanogen.data.base import SPLITS, Source, as_stored
 from nanogen.encoders.weights import read_tensors
 from nanogen.errors import ConfigError, suggest
 from nanogen.files import whole_file
@@ -154,7 +154,8 @@ def measure(
 ) -> Statistics:
     """Statistics of `raw` over images of a data set, each process taking its share of them.
 
-    `raw` maps images [B, 3, H, W] in [0, 1] to [B, C, h, w].
+    `raw` maps images [B, 3, H, W] in [0, 1] to [B, C, h, w]. None is mirrored, whatever training
+    does.
     """
     if images.split not in SPLITS:
         raise ConfigError(f"unknown split {images.split!r}; {suggest(images.split, SPLITS)}")
@@ -170,7 +171,7 @@ def measure(
     moments = Moments()
     for start in range(0, len(numbers), images.batch):
         part = numbers[start : start + images.batch]
-        samples = [source.read(images.split, number, number).image for number in part]
+        samples = [as_stored(source, images.split, number) for number in part]
         moments.add(raw(to_float(torch.stack(samples).to(device))))
     return moments.across()
 

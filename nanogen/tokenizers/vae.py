@@ -45,7 +45,9 @@ class VaeFields:
     posterior: Literal["mode", "sample"] = chz.field(
         default="mode", doc="mode: the mean; sample: another draw each time an image is seen"
     )
-    patch: int | None = chz.field(default=None, doc="latents a side of a token; None: 16 px")
+    patch: int | None = chz.field(
+        default=None, doc="latents a side of a token; None: 16 px, or what fits"
+    )
 
     @chz.validate
     def _ranges(self) -> None:
@@ -72,7 +74,8 @@ class VaeFields:
                 "known tokenizer (nanogen ls tokenizers)"
             )
         gated = self.facts.status == "gated" and self.model == self.facts.hub
-        return open_files(Place(self.model, self.subfolder, self.known.network, gated))
+        usual = self.subfolder == type(self)().subfolder
+        return open_files(Place(self.model, self.subfolder, self.known.network, gated, usual))
 
     @property
     def given(self) -> Given:
@@ -80,7 +83,7 @@ class VaeFields:
         return Given()
 
     def _spec(self, files: Files, image_size: int) -> LatentSpec:
-        patch = self.patch or max(1, TOKEN // files.factor)
+        patch = self.patch or self._usual_patch(files.factor, image_size)
         step = files.factor * patch
         if image_size < step or image_size % step:
             raise ConfigError(
@@ -90,6 +93,10 @@ class VaeFields:
             )
         side = image_size // files.factor
         return LatentSpec(files.channels, side, side, patch)
+
+    def _usual_patch(self, factor: int, image_size: int) -> int:
+        """Where the patch is not chosen."""
+        return max(1, TOKEN // factor)
 
 
 @register(
@@ -122,6 +129,11 @@ class VaeConfig(VaeFields):
     @property
     def given(self) -> Given:
         return Given(self.shift, self.scale, self.eps)
+
+    def _usual_patch(self, factor: int, image_size: int) -> int:
+        """The largest of at most 16 px that divides the latents of these images."""
+        side, most = image_size // factor, super()._usual_patch(factor, image_size)
+        return max(patch for patch in range(1, most + 1) if side % patch == 0)
 
 
 def check_epsilon(value: float | None) -> None:

@@ -15,6 +15,7 @@ import logging
 import warnings
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from nanogen import hub
 from nanogen.errors import ConfigError, MissingExtra
 
 WHAT = "autoencoder that diffusers can load"
-MODEL, SUBFOLDER = "tokenizer.model", "tokenizer.subfolder"
+MODEL, CONFIG = "tokenizer.model", "config.json"
 WITHOUT_EFFECT = {"bn.num_batches_tracked"}
 """a counter that some files leave out; nothing reads it"""
 
@@ -77,6 +78,8 @@ class Place:
     network: str = ""
     """the class that they must be of, and are where config.json names none; empty: any of KINDS"""
     gated: bool = False
+    usual: bool = False
+    """the subfolder is where a preset has its files, and the model may be that folder itself"""
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,7 @@ class Files:
 
     def _whole(self, field: str) -> int:
         value = self.config.get(field)
-        if not isinstance(value, int) or value < 1:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ConfigError(
                 f"config.json of {self.source.model} says {field}={value!r}; {self.name} needs a "
                 "whole number there"
@@ -156,9 +159,11 @@ def open_files(place: Place) -> Files:
         import diffusers
     except ImportError as problem:
         raise MissingExtra("diffusers", "pip install 'nanogen[latents]'") from problem
-    source = hub.locate(
-        place.model, place.subfolder, "config.json", field=MODEL, what=WHAT, gated=place.gated
-    )
+    # Who names the folder of a preset's files may mean that of the model, or the one within it.
+    folder = Path(place.model).expanduser()
+    bare = place.usual and folder.exists() and not (folder / place.subfolder / CONFIG).is_file()
+    subfolder = "" if bare else place.subfolder
+    source = hub.locate(place.model, subfolder, CONFIG, field=MODEL, what=WHAT, gated=place.gated)
     try:
         with _quiet():
             config = diffusers.AutoencoderKL.load_config(
@@ -171,7 +176,9 @@ def open_files(place: Place) -> Files:
             hub.advice(source.model, problem, MODEL, WHAT, gated=place.gated)
         ) from problem
     if not isinstance(config, dict):
-        raise ConfigError(f"{source.model} holds no {WHAT}: config.json is no list of fields")
+        raise ConfigError(
+            f"{source.model} holds no {WHAT}: config.json is no list of fields; {hub.ANEW}"
+        )
     name = config.get("_class_name") or place.network
     if not name:
         raise NoClass(_no_class(source.model, config))

@@ -28,6 +28,8 @@ EPSILON = 1e-5
 """added to FLUX.2's variances, as the published diffusion models were trained with; the pipeline of
 diffusers adds the 1e-4 of its config
 """
+SCALARS = {"latents_mean": "shift_factor", "latents_std": "scaling_factor"}
+"""fields of config.json: those for each channel -> those for all of them"""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Known:
     shift: float | None = None
     scale: float | None = None
     tuned: bool = False
-    """tuned end to end from another model, so that what is true of that one is not of it: its own
+    """trained on from another model, so that what is true of that one is not of it: its own
     config.json must say how it is normalised
     """
 
@@ -77,7 +79,7 @@ def statistics(files: Files, network: nn.Module, known: Known, given: Given) -> 
         return _whitening(files, network, EPSILON if given.epsilon is None else given.epsilon)
     mean, deviation = _vector(files, "latents_mean"), _vector(files, "latents_std")
     if known.tuned:
-        _check_tuned(files, mean is not None and deviation is not None)
+        _check_tuned(files)
     shifts = (
         _given(given.shift, "tokenizer.shift"),
         _given(mean, "latents_mean"),
@@ -119,23 +121,25 @@ def _check_effect(files: Files, given: Given) -> None:
             )
 
 
-def _check_tuned(files: Files, vectors: bool) -> None:
+def _check_tuned(files: Files) -> None:
     """Scalars of a tuned autoencoder may be left over from the one it was tuned from."""
-    if vectors:
-        return
     model = files.source.model
-    if None in (_number(files, "shift_factor"), _number(files, "scaling_factor")):
-        raise ConfigError(
-            f"config.json of {model} has neither latents_mean and latents_std nor shift_factor and "
-            "scaling_factor; an autoencoder that was tuned end to end needs its own: add them, or "
-            "use tokenizer=vae with tokenizer.shift and tokenizer.scale"
+    missing = {
+        vector: number for vector, number in SCALARS.items() if _vector(files, vector) is None
+    }
+    for vector, number in missing.items():
+        if _number(files, number) is None:
+            raise ConfigError(
+                f"config.json of {model} has neither {vector} nor {number}; this autoencoder needs "
+                "its own: add them, or use tokenizer=vae with tokenizer.shift and tokenizer.scale"
+            )
+    if missing:
+        warnings.warn(
+            f"config.json of {model} has no {' and '.join(missing)}: its "
+            f"{' and '.join(missing.values())} {'is' if len(missing) == 1 else 'are'} used, which "
+            "may be left over from another autoencoder; check with nanogen tokenizer probe",
+            stacklevel=2,
         )
-    warnings.warn(
-        f"config.json of {model} has no latents_mean and latents_std: its shift_factor and "
-        "scaling_factor are used, which may be those of the autoencoder it was tuned from; check "
-        "them with nanogen tokenizer probe",
-        stacklevel=2,
-    )
 
 
 def _given(value: Tensor | float | None, origin: str) -> Statistic | None:
@@ -160,9 +164,8 @@ def _vector(files: Files, field: str) -> Tensor | None:
     if value is None:
         return None
     numbers = value if isinstance(value, list) else []
-    fine = [isinstance(x, int | float) and math.isfinite(x) for x in numbers]
-    positive = field != "latents_std" or all(x > 0 for x in numbers if isinstance(x, int | float))
-    if len(numbers) != files.channels or not all(fine) or not positive:
+    fine = all(_is_number(x) and (field == "latents_mean" or x > 0) for x in numbers)
+    if len(numbers) != files.channels or not fine:
         raise ConfigError(
             f"{field} in config.json of {files.source.model} is not a list of {files.channels} "
             f"{'numbers' if field == 'latents_mean' else 'numbers above 0'}; correct it"
@@ -175,10 +178,14 @@ def _number(files: Files, field: str) -> float | None:
     value = files.config.get(field)
     if value is None:
         return None
-    fine = isinstance(value, int | float) and math.isfinite(value)
-    if not fine or (field == "scaling_factor" and value <= 0):
+    if not _is_number(value) or (field == "scaling_factor" and value <= 0):
         raise ConfigError(
             f"config.json of {files.source.model} says {field}={value!r}; correct it: it must be a "
             f"{'finite number' if field == 'shift_factor' else 'number above 0'}"
         )
     return float(value)
+
+
+def _is_number(value: object) -> bool:
+    """Whether what JSON gave is a finite number; true and false are none, though Python's are."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

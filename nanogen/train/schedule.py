@@ -45,10 +45,7 @@ class Schedule:
                 "schedule.final=1; lower schedule.final, or leave them out"
             )
         if end <= start and self.final != 1:
-            raise ConfigError(
-                f"schedule.decay_end={end} must come after schedule.decay_start={start}; "
-                "raise train.images or shorten the warm-up"
-            )
+            raise ConfigError(self._too_short(start, end))
 
     def factor(self, seen: int, batch: int, images: int) -> float:
         """Factor of the step that follows `seen` images, in a run of `images` images."""
@@ -62,6 +59,15 @@ class Schedule:
         q = (seen - start) / (end - start)
         fall = q if self.shape == "linear" else (1 - math.cos(math.pi * q)) / 2
         return 1 - (1 - self.final) * fall
+
+    def _too_short(self, start: int, end: int) -> str:
+        """Names the fields that say when the decay begins and ends, whichever those are."""
+        first = "warmup" if self.decay_start is None else "decay_start"
+        late = f"train.images={end}" if self.decay_end is None else f"schedule.decay_end={end}"
+        return (
+            f"{late} must come after schedule.{first}={start}, where the rate begins "
+            f"to fall; raise {late.partition('=')[0]} or lower schedule.{first}"
+        )
 
     def _decay(self, images: int) -> tuple[int, int]:
         start = self.warmup if self.decay_start is None else self.decay_start

@@ -47,6 +47,20 @@ class Training:
 
 
 @chz.chz
+class ConditionalTraining(Training):
+    """With a condition, which is left out at times."""
+
+    condition_dropout: float = chz.field(default=0.1, doc="share of samples without condition")
+
+    @chz.validate
+    def _share(self) -> None:
+        if not 0 <= self.condition_dropout < 1:
+            raise ConfigError(
+                f"train.condition_dropout={self.condition_dropout}: must lie in [0, 1)"
+            )
+
+
+@chz.chz
 class Machine:
     """Where and how fast. Nothing here is part of what a run is.
 

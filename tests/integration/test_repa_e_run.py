@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tiny import checkpoints, command, final, pictures, unclocked, unlike
 from tiny_vae import DOWN, UP, write_vae
 
-from nanogen import config, run_folder
+from nanogen import config, dist, run_folder
 from nanogen.bench import record
 from nanogen.conditioners.labels import Labels
 from nanogen.data.loader import batches
@@ -146,6 +146,14 @@ def test_the_norm_starts_as_the_tokenizer_normalises(start):
     norm = build(tiny(start)).model.diffusion.norm
     assert torch.equal(norm.running_mean, torch.zeros(4))
     torch.testing.assert_close(norm.running_var, torch.full((4,), 1 / 0.5**2))
+
+
+def test_processes_on_cpus_need_a_norm_of_samples(start, monkeypatch):
+    build(tiny(start))
+    monkeypatch.setattr(dist, "world", lambda: 2)
+    with pytest.raises(ConfigError, match=r"discriminator.norm=batch.*discriminator.norm=sample"):
+        build(tiny(start))
+    build(tiny(start, "discriminator.norm=sample"))
 
 
 def test_dropout_leaves_the_other_condition_alone(start):

@@ -9,7 +9,7 @@ from tiny_stage1 import RAE, TINY, VAE
 
 from nanogen import config
 from nanogen.cli.tokenizer_train import main
-from nanogen.errors import CheckpointError, ConfigError
+from nanogen.errors import CheckpointError, ConfigError, UserError
 
 pytest.importorskip("diffusers")
 
@@ -56,6 +56,16 @@ def test_fresh_starts_over_and_another_run_is_refused(tmp_path, capsys):
     command(capsys, *arguments, "seed=1", out=tmp_path, fresh=True, max_minutes=0)
     assert checkpoints(tmp_path) == [8] and not (tmp_path / "tokenizer").exists()
     assert (tmp_path / "notes.txt").exists()
+
+
+def test_where_the_data_lies_is_asked_for_by_no_field_of_another_command(tmp_path, capsys):
+    for given, message in (
+        ("data.path=/nowhere", "cannot list '/nowhere'.*; set the data's path to a folder"),
+        ("data.path=", "the data has no place; set its path"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            command(capsys, "imagenet/rae-dinov2-vit-b", given, "machine.device=cpu", out=tmp_path)
+        assert "task.data" not in str(caught.value)
 
 
 def test_what_the_command_refuses(tmp_path, capsys):

@@ -25,6 +25,7 @@ from nanogen.stage1.trainer import TokenizerTrainer
 from nanogen.tokenizers.rae_decoder import DecoderConfig, RaeDecoder
 from nanogen.train.optim import AdamWConfig
 
+
 class Random(VisionEncoder):
     """4 x 4 px to 24 channels by a random matrix: enough of an image to give it back."""
 
@@ -201,6 +202,34 @@ def test_a_step_that_is_not_finite_changes_nothing_of_that_side(side):
         assert unlike(before[name], dict(after[name])) == []
     kept = unlike(before["model"], dict(after["model"])) == []
     assert kept == (side == "autoencoder")
+
+
+def test_an_export_that_fails_leaves_the_old_decoder(tmp_path, monkeypatch):
+    parts, target = four(), tmp_path / "tokenizer"
+
+    def export() -> None:
+        parts.autoencoder.export(target, parts.task.source, 4, lambda: None)
+
+    def files() -> dict[str, bytes]:
+        assert list(tmp_path.iterdir()) == [target]
+        return {path.name: path.read_bytes() for path in target.iterdir()}
+
+    export()
+    before = files()
+    with torch.no_grad():
+        parts.autoencoder.last.add_(1)
+    with monkeypatch.context() as broken:
+
+        def full(*_: object) -> None:
+            raise OSError("no space left")
+
+        broken.setattr("nanogen.tokenizers.rae_files.save_file", full)
+        with pytest.raises(OSError, match="no space left"):
+            export()
+    assert files() == before
+    export()
+    after = files()
+    assert after.keys() == before.keys() and after != before
 
 
 def test_spectral_vectors_do_not_depend_on_how_a_batch_is_cut():

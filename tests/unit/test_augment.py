@@ -47,6 +47,15 @@ def test_translation_by_planted_draws(row, column, down, right):
     assert torch.equal(found, wanted)
 
 
+def test_half_a_pixel_counts_as_one():
+    """An eighth of 20 px is 2.5: three, as int(2.5 + 0.5), and of a hole's side alike."""
+    x = torch.ones(1, 3, 20, 20)
+    found = augmented(x, draws(1, row=0.0), Augmentation(colour=False))
+    assert found[0, 0, :, 0].tolist() == [0.0] * 3 + [1.0] * 17
+    hole = Augmentation(translation=0.0, colour=False, cutout=0.125)
+    assert (augmented(x, draws(1), hole)[0, 0] == 0).sum() == 9
+
+
 def test_translation_reaches_every_shift_equally_often():
     shifts = torch.arange(1000) / 1000 + 0.0005
     x = torch.zeros(1000, 3, 16, 16)

@@ -46,6 +46,31 @@ def test_there_and_back(decoder: Path, tmp_path: Path, capsys: pytest.CaptureFix
         assert again[name].dtype == tensor.dtype and torch.equal(again[name], tensor), name
 
 
+@pytest.mark.parametrize("space", ["unit", "encoder"])
+def test_output_space(decoder: Path, tmp_path: Path, space: str) -> None:
+    """The first RAE code trained decoders of pixels as their encoder is fed them."""
+    main("rae-decoder", decoder, tmp_path / "o", "ours", "narrow-vit", None, 2, space)
+    about = open_rae(str(tmp_path / "o")).about
+    assert about is not None and about.output_space == space
+
+
+@pytest.mark.parametrize("what", ["rae-decoder", "rae-statistics"])
+def test_a_bad_target_is_refused_before_reading(
+    decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def read(*_: object) -> None:
+        raise AssertionError("read")
+
+    monkeypatch.setattr("nanogen.tokenizers.rae_convert.import_decoder", read)
+    monkeypatch.setattr("nanogen.tokenizers.rae_convert.convert_statistics", read)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write to .*/file: .*; choose another OUT"):
+        main(what, decoder, tmp_path / "file" / "s.safetensors")
+    (tmp_path / "s.safetensors").mkdir()
+    with pytest.raises(ConfigError, match="is there already"):
+        main(what, decoder, tmp_path / "s.safetensors")
+
+
 def test_statistics_there_and_back(tmp_path: Path) -> None:
     file = stats(tmp_path)
     main("rae-statistics", file, tmp_path / "s.safetensors")
@@ -68,13 +93,24 @@ def test_statistics_there_and_back(tmp_path: Path) -> None:
         (("rae-decoder", "decoder.pt", "out", "theirs"), "--to 'theirs'"),
         (("rae-decoder", "nothing.pt", "out", "ours", "narrow-vit"), "there is no file"),
         (("rae-decoder", "decoder.pt", "decoder.pt"), "is there already"),
-        (("rae-decoder", "decoder.pt", "out", "diffusion-bench"), "no folder of ours"),
+        (("rae-decoder", "decoder.pt", "out.pt", "diffusion-bench"), "no folder of ours"),
         (("rae-statistics", "decoder.pt", "out", "ours", "dinov2-vit-b"), "leave them out"),
-        (("rae-statistics", "decoder.pt", "out"), "holds no mean"),
+        (("rae-statistics", "decoder.pt", "out.safetensors"), "holds no mean"),
+        (("rae-statistics", "decoder.pt", "out"), "OUT .*let the name end in .safetensors"),
+        (("rae-statistics", "decoder.pt", "s.foo", "diffusion-bench"), "let the name end in .pt"),
+        (("rae-decoder", "decoder.pt", "out.bin", "diffusion-bench"), "let the name end in .pt"),
+        (
+            ("rae-decoder", "decoder.pt", "out", "ours", "narrow-vit", None, 2, "pixels"),
+            "--output-space 'pixels'",
+        ),
+        (
+            ("rae-statistics", "decoder.pt", "o.safetensors", "ours", "", None, None, "unit"),
+            "leave them out",
+        ),
     ],
 )
 def test_refusals(decoder: Path, tmp_path: Path, arguments, message: str) -> None:
     what, source, target, *rest = arguments
     with pytest.raises((ConfigError, UserError), match=message):
         main(what, tmp_path / source, tmp_path / target, *rest)
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob("o*"))

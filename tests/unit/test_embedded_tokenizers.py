@@ -8,10 +8,12 @@ from torch import Tensor
 
 from nanogen.data.animals import Animals
 from nanogen.data.scenes import Scenes
+from nanogen.encoders.vision import open_encoder
 from nanogen.errors import ConfigError
 from nanogen.metrics.similarity import psnr, quantised
 from nanogen.model import parameter_count
-from nanogen.tokenizers.embedded import AnimalsRae, AnimalsVae
+from nanogen.tokenizers.embedded import AnimalsRae, AnimalsVae, folder_of
+from nanogen.tokenizers.rae_files import open_rae
 from nanogen.types import to_float
 
 CONFIGS = {"vae": AnimalsVae, "rae": AnimalsRae}
@@ -53,6 +55,13 @@ def test_facts(kind: str, size: int, shape, tokens: int, decibels: float) -> Non
     facts = CONFIGS[kind].facts
     assert facts.status == "comes with it"
     assert parameter_count(tokenizer) == pytest.approx(facts.parameters, rel=0.05)
+
+
+@pytest.mark.parametrize("size", DATA)
+def test_decoders_name_the_weights_of_their_encoder(size: int) -> None:
+    about = open_rae(str(folder_of("rae", size))).about
+    assert about is not None
+    assert about.encoder_fingerprint == open_encoder("animals-vit", size).fingerprint
 
 
 @pytest.mark.parametrize("kind", CONFIGS)

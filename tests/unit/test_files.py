@@ -49,6 +49,18 @@ def test_a_folder_never_replaces_another(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["made", "old"]
 
 
+def test_a_folder_replaces_another_that_stands_until_then(tmp_path):
+    target = tmp_path / "made"
+    for text in ("old", "new"):
+        with whole_folder(target, replace=True) as part:
+            (part / text).write_text(text)
+            assert not target.exists() or (target / "old").read_text() == "old"
+    assert [path.name for path in tmp_path.rglob("*")] == ["made", "new"]
+    with pytest.raises(ZeroDivisionError), whole_folder(target, replace=True) as part:
+        raise ZeroDivisionError
+    assert [path.name for path in tmp_path.rglob("*")] == ["made", "new"]
+
+
 def test_parts_of_an_interrupted_write_are_removed_and_nothing_else(tmp_path):
     (tmp_path / ".a.x1.part").touch()
     (tmp_path / ".b.x2.part").mkdir()

@@ -152,7 +152,7 @@ def test_links_are_not_followed(classes, tmp_path_factory):
 
 
 def test_missing_and_empty_folders(tmp_path):
-    refused(tmp_path / "none", "cannot list .*none.*No such file or directory; set task.data.path")
+    refused(tmp_path / "none", "cannot list .*none.*No such file or directory; set the data's path")
     refused(tmp_path, "no images in .*looked for .jpg")
     (tmp_path / "file.txt").write_text("")
     refused(tmp_path / "file.txt", "Not a directory")
@@ -222,11 +222,11 @@ def test_a_file_that_vanishes_is_named(captioned):
 
 
 def test_options_out_of_range_are_refused():
-    with pytest.raises(ConfigError, match="set task.data.path"):
+    with pytest.raises(ConfigError, match="set its path"):
         Folder()
-    with pytest.raises(ConfigError, match="task.data.size=0"):
+    with pytest.raises(ConfigError, match="size=0 of the data"):
         Folder(path="x", size=0)
-    with pytest.raises(ConfigError, match="held_out=0.995 must be shares"):
+    with pytest.raises(ConfigError, match="held_out=0.995 of the data must be shares"):
         Folder(path="x", held_out=0.995)
 
 

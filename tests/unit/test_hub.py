@@ -80,8 +80,10 @@ def test_folders(tmp_path):
     (tmp_path / "vae").mkdir()
     (tmp_path / "vae" / "config.json").touch()
     where = hub.Source(str(tmp_path / "vae"), "", local=True)
-    for model, subfolder in ((tmp_path, "vae"), (tmp_path / "vae", ""), (tmp_path / "vae", "vae")):
+    for model, subfolder in ((tmp_path, "vae"), (tmp_path / "vae", "")):
         assert hub.locate(str(model), subfolder, "config.json", field=FIELD) == where
+    with pytest.raises(ConfigError, match="holds no folder 'vea'; correct .* or leave it out"):
+        hub.locate(str(tmp_path), "vea", "config.json", field=FIELD)
     for missing in (tmp_path / "none", "./none", "~/none-such", "a/b/c"):
         with pytest.raises(ConfigError, match="no such folder"):
             hub.locate(str(missing), "", "config.json", field=FIELD)
@@ -97,6 +99,7 @@ def test_advice_sees_through_what_libraries_wrap(tmp_path):
         problem = wrapped
     assert hub.advice("some/model", problem, FIELD).startswith("some/model is gated")
     line = hub.advice(str(tmp_path), ValueError("bad\nworse"), FIELD, "text encoder")
-    assert line == f"{tmp_path} holds no text encoder: bad"
+    fix = "give another folder, or get the files anew"
+    assert line == f"{tmp_path} holds no text encoder: bad; {fix}"
     assert hub.reason(ValueError()) == "ValueError"
     assert len(hub.reason(ValueError("x" * 999))) == hub.LONGEST

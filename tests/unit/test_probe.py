@@ -118,7 +118,7 @@ def test_refusals(tmp_path, given):
         assert "\n" not in str(problem.value)
 
     refused("holds no autoencoder that diffusers can load: .*config.json")
-    refused("holds no autoencoder", subfolder="vae")
+    refused("holds no folder 'vae'; correct", subfolder="vae")
     (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderDC"}')
     refused("AutoencoderDC, which is not supported: it has no posterior")
     (tmp_path / "config.json").write_text("{}")
@@ -126,11 +126,11 @@ def test_refusals(tmp_path, given):
     write_vae(tmp_path, "f8d4")
     refused("multiple of 8 px; choose one with --size", size=36)
     write_vae(tmp_path, "f8d4", in_channels=1)
-    refused("loads, but no image goes through it")
+    refused("loads, but no image goes through it.*; give another folder, or get the files anew")
     network = tiny_vae("f8d4")
     network.quant_conv.bias.data[0] = float("nan")
     network.save_pretrained(tmp_path)
-    refused("are not finite")
+    refused("are not finite.*; give another folder, or get the files anew")
 
 
 def test_images(tmp_path):
@@ -140,6 +140,8 @@ def test_images(tmp_path):
     assert not torch.equal(scenes[0], scenes[1])
     with pytest.raises(DataError, match="no images in"):
         folder_images(tmp_path, 3, 32)
+    with pytest.raises(DataError, match="--images .*/none: there is no such folder; give"):
+        folder_images(tmp_path / "none", 3, 32)
     for level in (10, 20, 30):
         grey = np.full((40, 50, 3), level, np.uint8)
         Image.fromarray(grey).save(tmp_path / f"{level}.png")
@@ -170,3 +172,23 @@ def test_the_command(tmp_path):
     assert rows["use it with"] == f"tokenizer=vae tokenizer.model={folder}"
     assert rows["latents_mean in config.json"] == "absent"
     assert isinstance(run(tmp_path / "none").exception, ConfigError)
+
+
+def test_registered_names(monkeypatch, given):
+    """A name of ours means the files that it stands for."""
+    asked = []
+
+    def opened(model, subfolder, file, **more):
+        asked.append((model, subfolder))
+        raise ConfigError("enough")
+
+    monkeypatch.setattr("nanogen.hub.locate", opened)
+    for name in ("sdvae-mse", "qwen-vae"):
+        with pytest.raises(ConfigError, match="enough"):
+            probe(name, given)
+    assert asked[0] == ("stabilityai/sd-vae-ft-mse", "") and ("Qwen/Qwen-Image", "vae") in asked
+    for name in ("animals-rae", "pixels", "vae"):
+        with pytest.raises(ConfigError, match=f"{name!r} is a tokenizer of ours.* folder"):
+            probe(name, given)
+    with pytest.raises(ConfigError, match="no model is named; give a folder, or a name on the hub"):
+        probe("", given)

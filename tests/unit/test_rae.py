@@ -20,7 +20,7 @@ from nanogen.stage1.rae import noisy
 from nanogen.tokenizers import statistics
 from nanogen.tokenizers.rae import Rae, RaeConfig, as_grid, check_norm
 from nanogen.tokenizers.rae_decoder import DecoderConfig, RaeDecoder
-from nanogen.tokenizers.rae_files import About, save_rae
+from nanogen.tokenizers.rae_files import About, open_rae, save_rae
 from nanogen.tokenizers.statistics import Statistics
 from nanogen.types import Batch
 
@@ -77,7 +77,7 @@ def test_statistics_leave_the_round_trip_alone(folder: Path) -> None:
 
 
 def test_measured_statistics_whiten() -> None:
-    source = Animals().build()
+    source = Animals(flip=False).build()
     encoder = open_encoder("animals-vit", 28)
     found = statistics.measure(
         lambda x: as_grid(encoder(x).patches),
@@ -205,7 +205,7 @@ def test_no_noise_and_no_training(folder: Path) -> None:
 @pytest.mark.parametrize(
     "fields, size, message",
     [
-        ({}, 40, "makes images of 28 px, not 40; set task.data.size=28"),
+        ({}, 40, r"makes images of 28 px, not 40; .*\(task.data.size=28 in a run, --size 28"),
         ({"encoder": "dinov2-vit-b"}, 28, "was trained on animals-vit; leave the encoder out"),
         ({"decoder": ""}, 28, "tokenizer.decoder is not set"),
         ({"decoder": "nowhere"}, 28, "tokenizer.decoder=nowhere"),
@@ -220,6 +220,31 @@ def test_no_noise_and_no_training(folder: Path) -> None:
 def test_refusals(folder: Path, fields, size: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         RaeConfig(**{"decoder": str(folder), **fields}).build(size)
+
+
+def test_the_encoder_that_a_decoder_was_trained_on(folder: Path, tmp_path: Path) -> None:
+    """A decoder makes nothing of the tokens of other weights; older folders say none."""
+    right = open_encoder("animals-vit", 28).fingerprint
+    about = replace(ABOUT, encoder_fingerprint=right)
+    good = save_rae(tmp_path / "good", decoder(), about, planted())
+    assert json.loads((good / "config.json").read_text())["encoder_fingerprint"] == right
+    assert RaeConfig(decoder=str(good)).build(28)
+    about = replace(ABOUT, encoder_fingerprint="animals-vit-1-28/0123456789abcdef")
+    other = save_rae(tmp_path / "other", decoder(), about, planted())
+    with pytest.raises(ConfigError, match="other/decoder.safetensors was trained on other weights"):
+        RaeConfig(decoder=str(other)).build(28)
+    text = json.loads((folder / "config.json").read_text())
+    del text["encoder_fingerprint"]
+    (folder / "config.json").write_text(json.dumps(text))
+    assert RaeConfig(decoder=str(folder)).build(28)
+
+
+def test_training_says_what_it_saw(tmp_path: Path) -> None:
+    encoder = open_encoder("animals-vit", 28)
+    trained = TrainableRae(encoder, decoder(), 0.0, seed=2)
+    trained.export(tmp_path / "tokenizer", Animals(flip=False).build(), 20, lambda: None)
+    about = open_rae(str(tmp_path / "tokenizer")).about
+    assert about == replace(ABOUT, encoder_fingerprint=encoder.fingerprint)
 
 
 def test_folders_that_are_broken(folder: Path, tmp_path: Path) -> None:

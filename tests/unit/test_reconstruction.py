@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 import typer
+import yaml
 from parts import DATA
 from scipy import linalg
 from typer.testing import CliRunner
 
-from nanogen import registry
+from nanogen import config, registry
 from nanogen.bench import record
 from nanogen.cli import tokenizer_eval
 from nanogen.cli.choose_tokenizer import chosen
@@ -26,7 +28,9 @@ from nanogen.metrics import pairs
 from nanogen.metrics.pairs import MeanOfPairs, PairContext, ReconstructionFrechet
 from nanogen.metrics.similarity import ssim
 from nanogen.reconstruction import Options, Subject, measure
+from nanogen.stage1 import kinds
 from nanogen.tokenizers.base import Autoencoder
+from nanogen.tokenizers.embedded import AnimalsVae, folder_of
 from nanogen.tokenizers.pixels import PixelsConfig
 from nanogen.types import LatentSpec
 
@@ -57,6 +61,7 @@ class Ramp:
     classes: tuple[str, ...] = ()
     captioned: bool = False
     fingerprint: str = "ramp"
+    variants: int = 1
 
     def count(self, split: str) -> int:
         return {"held-out": 100, "train": 156}.get(split, 0)
@@ -64,6 +69,9 @@ class Ramp:
     def read(self, split: str, index: int, draw: int) -> Sample:
         level = index + (100 if split == "train" else 0)
         return Sample(torch.full((3, self.size, self.size), level, dtype=torch.uint8))
+
+    def views(self, index: int) -> tuple[torch.Tensor, ...]:
+        return (self.read("train", index, 0).image,)
 
     def prompts(self) -> tuple[str, ...]:
         return ()
@@ -198,9 +206,14 @@ def test_lpips_is_measured_with_a_given_trunk(monkeypatch):
             return (images - others).abs().mean((1, 2, 3))
 
     asked = []
-    monkeypatch.setattr(pairs, "open_lpips", lambda path, field: asked.append(path) or Stub())
+    monkeypatch.setattr(
+        pairs, "open_lpips", lambda path, field: asked.append((path, field)) or Stub()
+    )
     found = scores(Halved(16, 0.1), Ramp(), metrics=("lpips",), trunk="vgg.pth")["lpips"]
-    assert asked == ["vgg.pth"] and not found.higher_is_better
+    # The field of a training; a command names its own option.
+    assert asked == [("vgg.pth", "evaluation.trunk")]
+    scores(Halved(16), Ramp(), metrics=("lpips",), trunk="v", trunk_field="--lpips")
+    assert asked[1:] == [("v", "--lpips")] and not found.higher_is_better
     assert found.value == pytest.approx(0.1, abs=0.002)
     assert found.facts["network_hash"] == "stub"
 
@@ -226,7 +239,7 @@ def test_what_cannot_be_measured():
         scores(Halved(16, math.nan), Ramp())
     with pytest.raises(ConfigError, match="unknown way to quantise 'floor'"):
         Options(quantise="floor")
-    with pytest.raises(ConfigError, match="unknown reconstruction 'psnrr'; did you mean psnr"):
+    with pytest.raises(ConfigError, match="unknown metric 'psnrr'; did you mean psnr"):
         scores(pixels, Ramp(), metrics=("psnrr",))
 
 
@@ -274,11 +287,40 @@ def test_the_command_on_a_preset_and_on_a_folder(evaluate, tmp_path):
     assert records["psnr", "round"].n == records["psnr", "round"].facts["split_images"] == 60
 
 
+def test_train_images_are_not_mirrored():
+    mirrored, plain = Animals(flip=True).build(), Animals(flip=False).build()
+    one, other = (scores(Halved(28), s, "train", samples=40) for s in (mirrored, plain))
+    assert {k: r.value for k, r in one.items()} == {k: r.value for k, r in other.items()}
+
+
+def test_the_command_on_a_training(evaluate, tmp_path):
+    """A run folder, on its own data; 28 px fit latents of 4 px in tokens of one."""
+    pytest.importorskip("diffusers")
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copytree(folder_of("vae", 28), run / "tokenizer")
+    (run / "run.yaml").write_text(yaml.safe_dump(config.dump(kinds.preset("animals/vae"))))
+    tables, records = evaluate(str(run), "--samples", "4", "--metrics", "psnr, ssim")
+    assert {metric for metric, _ in records} == {"psnr", "ssim"}
+    one, exported = records["psnr", "round"], run / "tokenizer"
+    assert one.run == str(run) and one.facts["latent"] == [4, 7, 7]
+    assert one.facts["tokenizer"] == AnimalsVae().build(28).fingerprint
+    about = f"Measured: tokenizer=vae tokenizer.model={exported}, {one.facts['tokenizer']}."
+    assert about in tables[0]["notes"]
+    _, again = evaluate(str(exported), "--samples", "4", "--metrics", "psnr", out="other")
+    assert again["psnr", "round"].value == one.value
+    _, again = evaluate("vae", f"model={exported}", "--samples", "4", out="third")
+    assert again["psnr", "round"].value == one.value
+
+
 def test_what_the_command_refuses(evaluate, tmp_path):
     for arguments, message in (
         (["pixel"], "unknown tokenizer or preset 'pixel'; did you mean pixels"),
         (["pixels", "pach=4"], "pach"),
-        (["pixels", "--samples", "8"], "patch=16 does not divide images of 28 px"),
+        (["pixels", "patch=3", "--samples", "8"], "patch=3 does not divide images of 28 px"),
+        (["pixels", "--metrics", ""], "--metrics '' names none"),
+        (["pixels", "--metrics", "psnr,,ssim"], "--metrics 'psnr,,ssim'"),
+        (["pixels", "--metrics", "psnr, sim"], "unknown metric 'sim'; did you mean ssim"),
         (["pixels", "patch=4", "--data", "folder"], "needs --path"),
         (["pixels", "patch=4", "--path", "here"], "reads no files"),
         (["pixels", "patch=4", "--lpips", str(tmp_path)], "--lpips="),
@@ -289,8 +331,6 @@ def test_what_the_command_refuses(evaluate, tmp_path):
 
 
 def test_the_choice_is_part_of_a_record_identity():
-    from nanogen import config
-
     hashes = {
         config.digest(chosen(*arguments))
         for arguments in (

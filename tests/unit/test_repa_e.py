@@ -269,29 +269,6 @@ def test_misalignment_is_minus_the_mean_cosine():
         misalignment(a, torch.zeros(1, 3, 2))
 
 
-def test_the_norm_is_that_of_torch():
-    """Outputs and running statistics over three batches, and then in eval mode."""
-    ours, theirs = LatentNorm(4), nn.BatchNorm2d(4, affine=False, eps=1e-4, momentum=0.1)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(3):
-        z = 3 * torch.randn(2, 4, 3, 5, generator=generator) + 20
-        assert_close(ours(z), theirs(z), atol=1e-5, rtol=1e-5)
-    assert ours.state_dict().keys() == theirs.state_dict().keys()
-    for name, value in theirs.state_dict().items():
-        assert_close(ours.state_dict()[name], value)
-    assert_close(ours.eval()(z), theirs.eval()(z), atol=1e-5, rtol=1e-5)
-    with pytest.raises(ValueError, match="detach"):
-        ours.train()(z.requires_grad_())
-
-
-@pytest.mark.parametrize("scale", [0.5, torch.tensor([0.5, 1, 2, 4]), torch.full((4, 1, 1), 0.25)])
-def test_the_norm_starts_where_the_tokenizer_is(scale):
-    norm, z = LatentNorm(4, eps=0.0), torch.randn(2, 4, 3, 3)
-    norm.start(shift=0.3, scale=scale)
-    by = scale if isinstance(scale, float) else scale.view(4, 1, 1)
-    assert_close(norm.eval()(z), (z - 0.3) * by)
-
-
 def stepper(model):
     adamw = AdamWConfig(lr=1e-3, betas=(0.9, 0.999))
     return RepaEStep(model, dict.fromkeys(("vae", "discriminator", "diffusion"), adamw), clip=1.0)
@@ -400,17 +377,3 @@ def test_the_export_is_a_tokenizer_that_normalises_as_the_norm_does(model, subje
     decoded = model.vae.reconstruct(raw)
     assert_close(tokenizer.decode(tokenizer.encode(images)), ((decoded + 1) / 2).clamp(0, 1))
     assert list((tmp_path).iterdir()) == [tmp_path / "tuned"]
-
-
-def test_a_vae_with_batch_statistics_of_its_own_is_refused(tmp_path):
-    files = VaeConfig(model=str(write_vae(tmp_path / "flux2", "flux2"))).files()
-    with pytest.raises(ConfigError, match="AutoencoderKLFlux2 normalises by batch statistics"):
-        DiffusersVae(files.network(), files.kind)
-
-
-def test_a_vae_of_video_networks(tmp_path):
-    files = VaeConfig(model=str(write_vae(tmp_path / "qwen", "qwen"))).files()
-    vae = DiffusersVae(files.network(), files.kind)
-    mean, log_variance = vae.moments(torch.zeros(2, 3, 16, 16))
-    assert mean.shape == log_variance.shape == (2, 16, 2, 2)
-    assert vae.reconstruct(mean).shape == (2, 3, 16, 16)

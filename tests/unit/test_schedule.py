@@ -83,9 +83,22 @@ def test_constant_by_default() -> None:
         ({"final": 1.5}, "final"),
         ({"final": -0.1}, "final"),
         ({"decay_start": 60, "decay_end": 60, "final": 0.5}, "decay_end"),
-        ({"warmup": 200, "final": 0.5}, "decay_end"),
+        ({"warmup": 200, "final": 0.5}, "warmup"),
     ],
 )
 def test_contradictions_name_the_field(fields: dict[str, float], named: str) -> None:
     with pytest.raises(ConfigError, match=f"schedule.{named}"):
         Schedule(**fields).check(100)
+
+
+def test_an_end_before_the_warm_up_names_what_was_set() -> None:
+    """Neither end of the decay was: they follow from the warm-up and the length of the run."""
+    with pytest.raises(ConfigError) as caught:
+        Schedule(warmup=3200, shape="cosine", final=0.0).check(999)
+    text = str(caught.value)
+    assert "schedule.warmup=3200" in text and "train.images=999" in text
+    assert "decay" not in text
+    with pytest.raises(ConfigError, match=r"decay_end=50 must come after schedule.warmup=60"):
+        Schedule(warmup=60, decay_end=50, final=0.5).check(100)
+    with pytest.raises(ConfigError, match=r"train.images=100 must come after schedule.decay_start"):
+        Schedule(decay_start=200, final=0.5).check(100)

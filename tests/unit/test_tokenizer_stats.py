@@ -14,7 +14,7 @@ from tiny_vae import write_vae
 from nanogen.cli.tokenizer_stats import main
 from nanogen.data.animals import Animals
 from nanogen.encoders.vision import open_encoder
-from nanogen.errors import ConfigError
+from nanogen.errors import ConfigError, UserError
 from nanogen.tokenizers import statistics
 
 SOURCE = Animals().build()
@@ -39,8 +39,9 @@ def test_of_an_encoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     np.testing.assert_allclose(rows[:, 2], tokens.std((0, 1)), atol=1e-5)
     assert rows.shape == (64, 3)
     assert notes == [
+        "Measured: encoder=animals-vit, " + open_encoder("animals-vit", 28).fingerprint + ".",
         "Mean square of a value 1.0000, 1.0000 to 1.0000 over positions; it is 1 everywhere after "
-        "a LayerNorm without affine."
+        "a LayerNorm without affine.",
     ]
     found = statistics.load(file, (64, 7, 7))
     place = tokens[:, 7 * 2 + 3]
@@ -53,7 +54,7 @@ def test_of_pixels(capsys: pytest.CaptureFixture[str]) -> None:
     pixels = 2 * IMAGES.double() - 1
     np.testing.assert_allclose(rows[:, 1], pixels.mean((0, 2, 3)), atol=1e-6)
     np.testing.assert_allclose(rows[:, 4], pixels.std((0, 2, 3), correction=0), atol=1e-6)
-    assert "are not about 0 and 1" in notes[1]
+    assert "are not about 0 and 1" in notes[2]
 
 
 def test_of_a_vae(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,7 +70,7 @@ def test_of_a_vae(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.testing.assert_allclose(again[:, 1:3], rows[:, 1:3])
     np.testing.assert_allclose(again[:, 3], 0, atol=1e-4)
     np.testing.assert_allclose(again[:, 4], 1, atol=1e-4)
-    assert "are about 0 and 1" in notes[1]
+    assert "are about 0 and 1" in notes[2]
     with pytest.raises(ConfigError, match="use tokenizer.posterior=mode"):
         shown(capsys, "vae", f"model={white}", "patch=1", "posterior=sample", **options)
 
@@ -80,11 +81,35 @@ def test_of_a_rae(capsys: pytest.CaptureFixture[str]) -> None:
     assert rows.shape == (64, 5) and not np.allclose(rows[:, 1:3], rows[:, 3:5], atol=0.1)
 
 
+def test_a_bad_file_is_refused_before_measuring(tmp_path: Path, monkeypatch) -> None:
+    def measured(*_: object) -> None:
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(statistics, "measure", measured)
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.safetensors").mkdir()
+    for out, message in (
+        (tmp_path / "file" / "s.safetensors", "cannot write to .*/file"),
+        (tmp_path / "folder.safetensors", "--out .* is a folder"),
+    ):
+        with pytest.raises(UserError, match=message):
+            main("pixels", ["patch=4"], out=out, device="cpu")
+
+
+def test_train_images_are_not_mirrored(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "s.safetensors"
+    shown(capsys, "pixels", "patch=4", split="train", out=file)
+    plain = Animals(flip=False).build()
+    numbers = [i * plain.count("train") // 40 for i in range(40)]
+    pixels = torch.stack([plain.read("train", i, i).image for i in numbers]).double() / 127.5 - 1
+    np.testing.assert_allclose(statistics.load(file, (3, 28, 28)).mean, pixels.mean(0), atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
         (("animals-vit", "depth=3"), {}, "an encoder takes path=PATH and nothing else"),
-        (("animals-vid",), {}, "unknown tokenizer or preset 'animals-vid'"),
+        (("animals-vid",), {}, "'animals-vid'; did you mean .*animals-vit"),
         (("animals-vit",), {"out": Path("s.pt")}, "let the name end so"),
         (("animals-vit",), {"split": "test"}, "unknown split 'test'"),
         (("animals-vit",), {"samples": 10**7}, "of a held-out split of 2000"),

@@ -13,6 +13,7 @@ from tiny_vae import CHANNELS, moments, tiny_vae, write_vae
 from nanogen import rng
 from nanogen.errors import ConfigError
 from nanogen.tokenizers.vae import VaeConfig
+from nanogen.tokenizers.vae_presets import QwenVae
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -161,6 +162,9 @@ def test_defaults_of_a_class_are_never_taken(tmp_path, kind):
         ("scaling_factor", 0, "scaling_factor=0.*above 0"),
         ("shift_factor", "a", "shift_factor='a'.*finite"),
         ("latent_channels", "4", "latent_channels='4'"),
+        ("latent_channels", True, "latent_channels=True"),
+        ("scaling_factor", True, "scaling_factor=True.*above 0"),
+        ("latents_std", [1.0, True, 1.0, 1.0], "latents_std .*4 numbers above 0"),
         ("block_out_channels", 3, "no list 'block_out_channels'"),
     ],
 )
@@ -233,9 +237,13 @@ def test_sizes(folders):
     ):
         spec = build(folders / kind, size).spec
         assert (spec.channels, spec.height, spec.width, spec.patch) == (*latent, patch)
+    # Nine latents a side have no half: the largest patch that divides them, of 16 px at most.
+    assert build(folders / "f8d4", 72).spec.patch == 1
+    assert build(folders / "f8d4", 72).spec.height == 9
     with pytest.raises(ConfigError, match="images of 72 px .* multiple of 16 px .*such as"):
-        build(folders / "f8d4", 72)
-    assert build(folders / "f8d4", 72, patch=1).spec.height == 9
+        build(folders / "f8d4", 72, patch=2)
+    with pytest.raises(ConfigError, match="images of 76 px .* multiple of 8 px .*such as"):
+        build(folders / "f8d4", 76)
     with pytest.raises(ConfigError, match=r"images of 8 px .*such as 16"):
         build(folders / "f16d32", 8)
     with pytest.raises(ConfigError, match=r"\(32, 64\) px .* built for \(8, 8\)"):
@@ -284,8 +292,14 @@ def test_half_precision_files_become_float32(tmp_path):
 
 def test_the_folder_may_be_the_model_or_the_autoencoder_in_it(tmp_path):
     write_vae(tmp_path / "vae", "f8d4")
-    inner = build(tmp_path / "vae", subfolder="vae")
-    assert inner.fingerprint == build(tmp_path, subfolder="vae").fingerprint
+    inner = QwenVae(model=str(write_vae(tmp_path / "qwen" / "vae", "qwen", **vectors("qwen"))))
+    outer = QwenVae(model=str(tmp_path / "qwen"))
+    assert inner.build(64).fingerprint == outer.build(64).fingerprint
+    assert build(tmp_path / "vae").fingerprint == build(tmp_path, subfolder="vae").fingerprint
+    with pytest.raises(ConfigError, match="tokenizer.model=.* holds no folder 'vea'"):
+        build(tmp_path, subfolder="vea")
+    with pytest.raises(ConfigError, match="holds no folder 'vea'"):
+        QwenVae(model=str(tmp_path / "qwen" / "vae"), subfolder="vea").build(64)
     with pytest.raises(ConfigError, match="holds no autoencoder"):
         build(tmp_path)
 

@@ -125,14 +125,41 @@ def test_tuned_ones_must_say_how_they_are_normalised(name, tmp_path):
         edit(folder, latents_mean=None)
     else:
         edit(folder, latents_mean=...)
-    with pytest.warns(UserWarning, match="no latents_mean and latents_std: its shift_factor"):
+    with pytest.warns(
+        UserWarning,
+        match="no latents_mean and latents_std: its shift_factor and scaling_factor are",
+    ):
         vae = preset(name)(model=str(folder)).build(64)
     assert (vae.shift.item(), vae.scale.item()) == (0.5, 0.25)
     for field in ("shift_factor", "scaling_factor"):
         edit(folder, shift_factor=0.5, scaling_factor=0.25)
         for value in (None, ...):
-            with pytest.raises(ConfigError, match="tuned end to end needs its own"):
+            with pytest.raises(
+                ConfigError, match=f"has neither latents_.* nor {field};.*needs its own"
+            ):
                 preset(name)(model=str(edit(folder, **{field: value}))).build(64)
+
+
+@pytest.mark.parametrize("given, other", [("mean", "std"), ("std", "mean")])
+def test_each_half_of_the_vectors_counts(given, other, tmp_path):
+    """What is there is used; only of what is missing a number stands in, with a warning."""
+    folder = write(tmp_path, KIND_OF["vavae"], **published_fields("vavae"))
+    edit(folder, **{f"latents_{other}": ...}, shift_factor=0.5, scaling_factor=0.25)
+    number = {"mean": "shift_factor", "std": "scaling_factor"}[other]
+    with pytest.warns(UserWarning, match=f"has no latents_{other}: its {number} is used") as caught:
+        vae = preset("vavae")(model=str(folder)).build(64)
+    message = str(caught[0].message)
+    assert f"latents_{given}" not in message and "end to end" not in message
+    expected = published_fields("vavae")
+    if given == "mean":
+        assert vae.shift.flatten().tolist() == pytest.approx(expected["latents_mean"])
+        assert vae.scale.item() == 0.25
+    else:
+        assert vae.shift.item() == 0.5
+        assert (1 / vae.scale).flatten().tolist() == pytest.approx(expected["latents_std"])
+    edit(folder, **{number: ...})
+    with pytest.raises(ConfigError, match=f"neither latents_{other} nor {number};"):
+        preset("vavae")(model=str(folder)).build(64)
 
 
 def test_qwen(tmp_path):
