@@ -36,6 +36,8 @@ SHOWN = (
     "scene-eval/colors",
 )
 """the scores of the README's tables; the report has all"""
+PICTURED = ("full-animals-pixels-v", "full-scenes-pixels-v")
+"""the runs whose samples the README shows"""
 GAP = 14
 """pixels between two pictures of a montage"""
 DEFAULT = "quick"
@@ -57,7 +59,8 @@ def main() -> None:
             target = ROOT / f"docs/images/reconstructions-{task}.png"
             montage([picture.image for picture in one.pictures]).save(target, optimize=True)
     for path in page.run_folders(folder):
-        save_samples(path, ROOT / f"docs/images/{budget}-{path.name}.png")
+        if (name := f"{budget}-{path.name}") in PICTURED:
+            save_samples(path, ROOT / f"docs/images/{name}.png")
 
 
 def save_samples(folder: Path, target: Path) -> None:
