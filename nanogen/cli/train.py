@@ -42,10 +42,12 @@ def main(
     with dist.processes(pick_device(run.machine.device)):
         parts = build(run)
         hooks = evaluation.hooks(parts, folder)
+        # A cache that does not fit is refused before the folder is this run's.
+        trainer = DiffusionTrainer(parts)
         with run_folder.held(folder):
             run_folder.prepare(run, folder, fresh)
             if dist.rank() == 0:
                 print(run_folder.describe(parts, folder), flush=True)
-            finished = train(DiffusionTrainer(parts), folder, hooks, max_minutes)
+            finished = train(trainer, folder, hooks, max_minutes)
         if dist.rank() == 0 and finished:
             print(f"done: {folder}; draw from it with: nanogen sample {folder}")
