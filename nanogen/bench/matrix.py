@@ -60,7 +60,7 @@ BENCHMARKS = {
     "animals": Benchmark(
         tasks=("animals", "scenes"),
         budgets={
-            "smoke": Budget(1_600, {"animals": 256, "scenes": 60}, ("sampling.steps=8",)),
+            "smoke": Budget(640, {"animals": 256, "scenes": 60}, ("sampling.steps=8",)),
             "quick": Budget(17_920, {"animals": 400, "scenes": 265}),
             "full": Budget(96_000, {"animals": 1_000, "scenes": 530}, halfway=True),
         },
