@@ -50,20 +50,13 @@ class Model(nn.Module):
         null = self.conditioner.null(len(batch)).to(device)
         kept = rng.uniform(self.objective.seed, "dropout", batch.keys, 1)[:, 0] >= self.dropout
         condition = condition.where(kept, null)  # ty: ignore[invalid-argument-type]
-        inputs = Inputs(batch, latents, condition, kept)
+        inputs = Inputs(batch, latents, condition, kept, null)
         losses = self.objective(self.backbone, inputs)
         return dict(losses.parts), dict(losses.weights)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Parameters that receive gradients, by name."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
-
-
-def frozen(module: nn.Module) -> nn.Module:
-    """Eval mode for ever, no gradients: whatever `.train()` is called on."""
-    module.eval().requires_grad_(False)
-    module.train = lambda mode=True: module  # type: ignore[method-assign]
-    return module
 
 
 def parameter_count(module: nn.Module) -> int:

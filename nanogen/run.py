@@ -14,6 +14,7 @@ import torch
 
 from nanogen import config, dist
 from nanogen.config import choice
+from nanogen.encoders.teachers import Teachers
 from nanogen.errors import ConfigError, suggest
 from nanogen.model import Model
 from nanogen.objectives.base import Facts
@@ -152,29 +153,35 @@ def build(run: Run) -> Parts:
     torch.set_num_threads(run.machine.threads)
     task: Task = run.task.build(run.seed)
     tokenizer: Tokenizer = run.tokenizer.build(task.source.size)
+    teachers = Teachers(task.source.size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
         conditioner: Conditioner = run.conditioner.build(task.source)
-        model = assemble(run, task.source.size, tokenizer, conditioner)
+        model = assemble(run, teachers, tokenizer, conditioner)
+    teachers.open(device)
     for frozen in (tokenizer, conditioner):
         if isinstance(frozen, torch.nn.Module):
             frozen.to(device)
     return Parts(run, task, tokenizer, conditioner, model.to(device), device)
 
 
-def assemble(run: Run, image_size: int, tokenizer: Tokenizer, conditioner: Conditioner) -> Model:
-    """The trained module of a run, given what surrounds it. Works on the meta device too."""
+def assemble(run: Run, teachers: Teachers, tokenizer: Tokenizer, conditioner: Conditioner) -> Model:
+    """The trained module of a run, given what surrounds it. Works on the meta device too: no
+    teacher is opened.
+    """
     facts = Facts(
         seed=run.seed,
         latent=tokenizer.spec,
-        image_size=image_size,
+        image_size=teachers.image_size,
         feature_width=run.backbone.width,
         decode=tokenizer.decode,
+        blocks=run.backbone.depth,
+        batch=run.train.batch,
+        teachers=teachers,
     )
     terms = {name: part.build(facts) for name, part in parts_on(run.terms).items()}
     objective = run.objective.build(facts, terms)
-    leaves = {leaf: width for term in terms.values() for leaf, width in term.leaves.items()}
-    backbone = run.backbone.build(tokenizer.spec, conditioner.spec, leaves)
+    backbone = run.backbone.build(tokenizer.spec, conditioner.spec, objective.wiring)
     return Model(backbone, objective, conditioner, run.train.condition_dropout)
 
 

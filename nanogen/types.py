@@ -175,12 +175,32 @@ class LatentSpec:
 
 
 @dataclass(frozen=True)
+class Wiring:
+    """What the objective and the terms of a run ask of its backbone, when it is built."""
+
+    leaves: Mapping[str, int] = field(default_factory=dict)
+    """width of each extra leaf of the state, by name (REG's `cls` is one)"""
+    interval: bool = False
+    """whether the network is told the length t - r of the step that it predicts (MeanFlow)"""
+    scalars: tuple[str, ...] = ()
+    """names of further numbers that condition the network, such as a scale of guidance"""
+    heads: Mapping[str, int] = field(default_factory=dict)
+    """further predictions of the image: the encoder block, from 1, that each head reads, by name"""
+
+
+@dataclass(frozen=True)
 class Prediction:
-    """What a backbone returns: a state with the leaves of its input, and the features asked for."""
+    """What a backbone returns: a state with the leaves of its input, and what else was asked
+    for.
+    """
 
     state: State
     features: Mapping[str, Tensor] = field(default_factory=dict)
-    """`"block<i>"` -> [B, N, D]: image tokens after encoder block i, counted from 1"""
+    """`"block<i>"` -> [B, leaves + N, D]: tokens of the leaves and of the image after encoder block
+    i, counted from 1
+    """
+    heads: Mapping[str, Tensor] = field(default_factory=dict)
+    """name -> [B, C, h, w]: what each further head that was asked for predicts of the image"""
 
 
 @dataclass(frozen=True)
@@ -246,9 +266,15 @@ class Backbone(Protocol):
         t: Tensor,
         condition: Condition,
         *,
+        interval: Tensor | None = None,
+        scalars: Mapping[str, Tensor] | None = None,
         want: Iterable[str] = (),
     ) -> Prediction:
-        """Noisy state and time `[B]` to a prediction of the same leaves."""
+        """Noisy state and time `[B]` to a prediction of the same leaves.
+
+        `interval` [B], t - r >= 0, and `scalars`, each [B], are given exactly where the backbone
+        was wired for them. `want` names features (`block3`) and heads.
+        """
         ...
 
 

@@ -17,7 +17,15 @@ from torch import Tensor
 
 from nanogen import rng
 from nanogen.backbones.ddt import Ddt, DdtConfig
-from nanogen.types import Condition, ConditionSpec, LabelCondition, LatentSpec, State, TextCondition
+from nanogen.types import (
+    Condition,
+    ConditionSpec,
+    LabelCondition,
+    LatentSpec,
+    State,
+    TextCondition,
+    Wiring,
+)
 
 FILE = Path(__file__).parents[1] / "tests" / "golden" / "backbone.safetensors"
 CONFIG = DdtConfig(
@@ -32,7 +40,7 @@ REAL = torch.tensor([[True] * 5, [True] * 2 + [False] * 3, [False] * 5])
 def variants() -> dict[str, tuple[Ddt, State, Condition]]:
     """The models with their weights drawn by name, and their inputs."""
     label = CONFIG.build(LATENT, ConditionSpec(classes=3), {"cls": 5})
-    text = CONFIG.build(LATENT, ConditionSpec(width=8, tokens=5), {})
+    text = CONFIG.build(LATENT, ConditionSpec(width=8, tokens=5), Wiring())
     image = {"image": rng.normal(0, "image", KEYS, (2, 4, 6))}
     features = rng.normal(0, "features", KEYS, (5, 8)) * REAL[..., None]
     return {

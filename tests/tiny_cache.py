@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from nanogen.cache.latents import LatentCache, open_latents
 from nanogen.cache.write_latents import LatentJob, plan_latents, write_latents
 from nanogen.data.base import Description, Sample
-from nanogen.model import frozen
+from nanogen.frozen import frozen
 from nanogen.tokenizers.base import Autoencoder
 from nanogen.types import LatentSpec, Tokenizer, to_float
 

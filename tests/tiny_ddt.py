@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from nanogen.backbones.ddt import Ddt, DdtConfig
-from nanogen.types import Condition, ConditionSpec, LatentSpec, State, TextCondition
+from nanogen.types import Condition, ConditionSpec, LatentSpec, State, TextCondition, Wiring
 
 SMALL = DdtConfig(
     depth=2, width=32, heads=2, decoder_depth=1, decoder_width=48, decoder_heads=2, mlp_ratio=4.0
@@ -16,7 +16,7 @@ LABELS, TEXT = ConditionSpec(classes=10), ConditionSpec(width=32, tokens=16)
 
 def build(condition: ConditionSpec = LABELS, leaves: dict[str, int] | None = None) -> Ddt:
     torch.manual_seed(0)
-    return SMALL.build(LATENT, condition, leaves or {})
+    return SMALL.build(LATENT, condition, Wiring(leaves or {}))
 
 
 def awake(model: Ddt) -> Ddt:

@@ -33,7 +33,7 @@ from nanogen.backbones.layers import (
 )
 from nanogen.errors import ConfigError
 from nanogen.registry import register
-from nanogen.types import Condition, ConditionSpec, LatentSpec, Prediction, State
+from nanogen.types import Condition, ConditionSpec, LatentSpec, Prediction, State, Wiring
 
 
 @register("backbone", "ddt", summary="decoupled diffusion transformer with in-context conditions")
@@ -51,9 +51,8 @@ class DdtConfig:
     decoder_heads: int = 16
     mlp_ratio: float = 4.0
 
-    def build(self, latent: LatentSpec, condition: ConditionSpec, leaves: Mapping[str, int]) -> Ddt:
-        """`leaves`: width of each extra leaf of the state, by name (REG's `cls` is one)."""
-        return Ddt(self, latent, condition, leaves)
+    def build(self, latent: LatentSpec, condition: ConditionSpec, wiring: Wiring) -> Ddt:
+        return Ddt(self, latent, condition, wiring)
 
 
 class Ddt(nn.Module):
@@ -62,12 +61,12 @@ class Ddt(nn.Module):
         config: DdtConfig,
         latent: LatentSpec,
         condition: ConditionSpec,
-        leaves: Mapping[str, int],
+        wiring: Wiring,
     ) -> None:
         super().__init__()
-        _check(config, latent, leaves)
+        _check(config, latent)
         width, wide, patch = config.width, config.decoder_width, latent.patch
-        self.latent, self.depth, self.leaves = latent, config.depth, dict(leaves)
+        self.latent, self.depth, self.leaves = latent, config.depth, dict(wiring.leaves)
         rows, columns = latent.height // patch, latent.width // patch
         self.s_embedder = PatchEmbed(latent.channels, patch, width)
         self.x_embedder = PatchEmbed(latent.channels, patch, wide)
@@ -95,7 +94,14 @@ class Ddt(nn.Module):
         self.dec_rope = Rotary(rows, columns, wide // config.decoder_heads, before=extra)
 
     def forward(
-        self, state: State, t: Tensor, condition: Condition, *, want: Iterable[str] = ()
+        self,
+        state: State,
+        t: Tensor,
+        condition: Condition,
+        *,
+        interval: Tensor | None = None,
+        scalars: Mapping[str, Tensor] | None = None,
+        want: Iterable[str] = (),
     ) -> Prediction:
         """Noisy state, t `[B]`, condition -> prediction with the leaves of `state`, and wanted
         features.
@@ -230,7 +236,7 @@ def _block_numbers(want: Iterable[str], depth: int) -> set[int]:
     return {allowed[name] for name in want}
 
 
-def _check(config: DdtConfig, latent: LatentSpec, leaves: Mapping[str, int]) -> None:
+def _check(config: DdtConfig, latent: LatentSpec) -> None:
     for name in ("depth", "width", "heads", "decoder_depth", "decoder_width", "decoder_heads"):
         if getattr(config, name) < 1:
             raise ConfigError(f"backbone.{name}={getattr(config, name)}: must be at least 1")

@@ -28,7 +28,7 @@ from nanogen.conditioners.features import FeatureCache, captions_of, no_text, st
 from nanogen.data.base import Source
 from nanogen.data.captions import prompts
 from nanogen.errors import DataError, MissingExtra
-from nanogen.model import frozen
+from nanogen.frozen import frozen
 from nanogen.registry import register
 from nanogen.types import Batch, ConditionSpec, Request, TextCondition
 

@@ -25,7 +25,7 @@ from nanogen import hub
 from nanogen.conditioners.features import FeatureCache, captions_of, no_text, stacked
 from nanogen.data.base import Source
 from nanogen.errors import ConfigError, MissingExtra
-from nanogen.model import frozen
+from nanogen.frozen import frozen
 from nanogen.registry import register
 from nanogen.types import Batch, ConditionSpec, Request, TextCondition
 

@@ -1,12 +1,12 @@
 """What an objective and a term are.
 
 A run has exactly one *objective* (flow matching, MeanFlow, ...): it draws times and noise, calls
-the network once, and returns the regression loss. Any number of *terms* (REPA, REG, perceptual
-losses, ...) add to it: a term may add a leaf to the state, may ask for features of the network,
-and returns one more loss from the same forward pass.
+the network, and returns the regression loss. Any number of *terms* (REPA, REG, perceptual losses,
+internal guidance, ...) add to it: a term may add a leaf to the state or a head to the network, may
+ask for features of the network, and returns one more loss from the same forward pass.
 
 Either is one file in this folder: a chz config with `build`, registered as an objective or as a
-term.
+term. `wiring` of an objective says what its network must have been built with.
 """
 
 from __future__ import annotations
@@ -14,11 +14,27 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
 
-from nanogen.types import Backbone, Batch, Condition, LatentSpec, Losses, Prediction, State
+from nanogen import rng
+from nanogen.encoders.teachers import Teachers
+from nanogen.errors import ConfigError
+from nanogen.objectives import path
+from nanogen.types import (
+    Backbone,
+    Batch,
+    Condition,
+    LatentSpec,
+    Losses,
+    Prediction,
+    State,
+    Wiring,
+)
+
+if TYPE_CHECKING:
+    from nanogen.sampling.guidance import Guidance
 
 
 @dataclass(frozen=True)
@@ -32,6 +48,26 @@ class Facts:
     """D of the backbone's features"""
     decode: Callable[[Tensor], Tensor]
     """latents [B, C, h, w] -> images [B, 3, H, W], differentiable"""
+    blocks: int = 1
+    """encoder blocks whose features can be asked for"""
+    batch: int = 1
+    """images of one optimiser step, over all processes and micro-batches"""
+    teachers: Teachers | None = None
+    """frozen networks that terms learn from"""
+
+    def known_teachers(self) -> Teachers:
+        """The teachers, which a run always has."""
+        if self.teachers is None:
+            raise RuntimeError("these facts have no teachers; give Teachers(image_size)")
+        return self.teachers
+
+    def block(self, number: int, field: str) -> int:
+        """`number`; ConfigError, naming the field that it stands in, where there is no such
+        block.
+        """
+        if not 1 <= number <= self.blocks:
+            raise ConfigError(f"{field}={number}: this backbone has blocks 1 to {self.blocks}")
+        return number
 
 
 @dataclass(frozen=True)
@@ -45,6 +81,8 @@ class Inputs:
     """after condition dropout"""
     kept: Tensor
     """bool [B]: False where the condition was dropped"""
+    null: Condition
+    """the null condition of as many samples"""
 
 
 @dataclass(frozen=True)
@@ -61,14 +99,18 @@ class Step:
     """predicted velocity, whatever the network predicts"""
     target: State
     """velocity of the path: what `velocity` is regressed on"""
+    errors: Callable[[State], State]
+    """the objective's own regression loss, [B] for each leaf given, of another prediction"""
+    data: State | None = None
+    """predicted data; None unless the network predicts data"""
 
 
 class Term(nn.Module):
     """One more loss on the shared forward pass. Subclass, set what applies, override what is
     needed.
 
-    A frozen teacher is kept out of the module tree (it is not trained and not saved); heads are
-    ordinary submodules.
+    A frozen teacher (`facts.known_teachers()`) is kept out of the module tree: it is not trained
+    and not saved. Heads are ordinary submodules.
     """
 
     weight: float = 1.0
@@ -76,10 +118,14 @@ class Term(nn.Module):
     """name -> width of each leaf that this term adds to the state; the objective regresses it,
     with `weight`
     """
+    heads: Mapping[str, int] = {}
+    """further heads that the network needs: the encoder block that each reads, by name"""
     want: tuple[str, ...] = ()
-    """features of the backbone that this term reads"""
+    """features and heads of the backbone that this term reads"""
     needs_images: bool = False
     """whether it reads `batch.images`: with a cache of latents they are read for such terms only"""
+    needs_data: bool = False
+    """whether it reads `step.data`, which only a network that predicts data has"""
 
     def clean_leaves(self, batch: Batch) -> State:
         """Clean values `[B, width]` of the leaves of this term."""
@@ -93,10 +139,29 @@ class Term(nn.Module):
 class Objective(nn.Module, ABC):
     """A regression loss with its terms, and the velocity field that samplers integrate."""
 
-    def __init__(self, facts: Facts, terms: Mapping[str, Term]) -> None:
+    interval: bool = False
+    """whether its network is told the length t - r of a step"""
+    scalars: tuple[str, ...] = ()
+    """further numbers that condition its network"""
+    own_heads: Mapping[str, int] = {}
+    """heads that it reads itself"""
+    guides_itself: bool = False
+    """whether guidance is a number that the network is told (`scalars_of`), not a second branch"""
+
+    def __init__(
+        self, facts: Facts, terms: Mapping[str, Term], predicts_data: bool = False
+    ) -> None:
+        """ConfigError where a term does not suit what the network predicts."""
         super().__init__()
         self.seed = facts.seed
         self.terms = nn.ModuleDict(terms)
+        self.predicts_data = predicts_data
+        for name, term in self.added.items():
+            if term.needs_data and not predicts_data:
+                raise ConfigError(
+                    f"terms.{name} compares predicted images, but this objective predicts "
+                    f"velocities; choose objective.prediction=x, or terms.{name}=off"
+                )
 
     @property
     def added(self) -> dict[str, Term]:
@@ -108,10 +173,60 @@ class Objective(nn.Module, ABC):
         """Widths of the leaves that the terms add to the state."""
         return {leaf: width for term in self.added.values() for leaf, width in term.leaves.items()}
 
+    @property
+    def wiring(self) -> Wiring:
+        """What the network of this objective and its terms is built with."""
+        heads = dict(self.own_heads)
+        for term in self.added.values():
+            heads |= term.heads
+        return Wiring(self.leaves, self.interval, self.scalars, heads)
+
+    @property
+    def want(self) -> list[str]:
+        """Features and heads that the terms read."""
+        return sorted({name for term in self.added.values() for name in term.want})
+
     @abstractmethod
     def forward(self, network: Backbone, inputs: Inputs) -> Losses:
-        """Losses of one batch, from one forward pass of the network."""
+        """Losses of one batch."""
 
     @abstractmethod
     def velocity(self, prediction: State, noisy: State, t: Tensor) -> State:
-        """The velocity dx/dt, in float32, that a prediction at (noisy, t) stands for."""
+        """The velocity dx/dt, in float32, that a prediction at (noisy, t) stands for: the mean
+        velocity over the interval where the network is told one. Leaf by leaf, for those given.
+        """
+
+    def scalars_of(self, guidance: Guidance) -> dict[str, float]:
+        """What the network of an objective with `scalars` is told when samples are drawn."""
+        return {}
+
+    def clean(self, inputs: Inputs) -> State:
+        """The state at t = 0: latents, and the leaves of the terms."""
+        state = {"image": inputs.latents}
+        for term in self.added.values():
+            state |= term.clean_leaves(inputs.batch)
+        return state
+
+    def noise(self, clean: State, keys: Tensor) -> State:
+        """N(0, 1) for every leaf; that of a sample is a function of (seed, its key) alone."""
+        return {
+            name: rng.normal(self.seed, f"noise/{name}", keys, tuple(x.shape[1:]))
+            for name, x in clean.items()
+        }
+
+    def collected(self, name: str, step: Step) -> Losses:
+        """The regression of the image as `name`, that of each leaf, and the loss of each term."""
+        errors = step.errors(step.prediction.state)
+        parts, weights = {name: errors["image"]}, {name: 1.0}
+        for term_name, term in self.added.items():
+            for leaf in term.leaves:
+                parts[leaf], weights[leaf] = errors[leaf], term.weight
+            loss = term.loss(step)
+            if loss is not None:
+                parts[term_name], weights[term_name] = loss, term.weight
+        return Losses(parts, weights)
+
+
+def squared_error(found: State, wanted: State) -> State:
+    """Mean square over all elements of each leaf, [B]."""
+    return path.leafwise(lambda a, b: (a - b).square().flatten(1).mean(1), found, wanted)

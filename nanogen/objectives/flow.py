@@ -1,7 +1,7 @@
 """Rectified flow: regress the velocity of the straight path, from a network of velocity or data.
 
-    loss = || v - (e - x) ||^2,   v = network(x_t, t)                         for v-prediction
-                                  v = (x_t - network(x_t, t)) / max(t, 0.05)  for x-prediction
+    loss = || network(x_t, t) - (e - x) ||^2               for v-prediction
+    loss = || network(x_t, t) - x ||^2 / max(t, 0.05)^2    for x-prediction
 
 (x-prediction in the loss of velocities is JiT's, arXiv 2511.13720.)
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 from nanogen import rng
 from nanogen.errors import ConfigError
 from nanogen.objectives import path
-from nanogen.objectives.base import Facts, Inputs, Objective, Step, Term
+from nanogen.objectives.base import Facts, Inputs, Objective, Step, Term, squared_error
 from nanogen.registry import register
 from nanogen.types import Backbone, LatentSpec, Losses, State
 
@@ -40,7 +40,14 @@ class FlowConfig:
     shift_base: int | None = chz.field(
         default=4096, doc="latent size at which a = 1; None: no shift"
     )
-    time_floor: float = chz.field(default=TIME_FLOOR, doc="least divisor of x-prediction")
+    time_floor: float = chz.field(
+        default=TIME_FLOOR, doc="least divisor of x-prediction and of a clamped target"
+    )
+    target: Literal["exact", "clamped"] = chz.field(
+        default="exact",
+        doc="of v-prediction: e - x, or (x_t - x) / max(t, time_floor) as in the released code, "
+        "which learns to leave some noise",
+    )
 
     @chz.validate
     def _ranges(self) -> None:
@@ -52,11 +59,24 @@ class FlowConfig:
             raise ConfigError(f"objective.shift_base={self.shift_base}: must be 1 or more, or None")
         if not 0 < self.time_floor < 1:
             raise ConfigError(f"objective.time_floor={self.time_floor}: must lie between 0 and 1")
-        if self.prediction == "v" and self.time_floor != TIME_FLOOR:
+        if self.target not in ("exact", "clamped"):
+            raise ConfigError(f"objective.target={self.target!r}: choose exact or clamped")
+        if self.target == "clamped" and self.prediction == "x":
+            raise ConfigError(
+                "objective.target=clamped has no effect with objective.prediction=x, whose loss is "
+                "|x_hat - x|^2 / max(t, time_floor)^2 either way; leave it out"
+            )
+        if not self.clamped and self.time_floor != TIME_FLOOR:
             raise ConfigError(
                 f"objective.time_floor={self.time_floor} has no effect with "
-                "objective.prediction=v; leave it out, or choose objective.prediction=x"
+                "objective.prediction=v and an exact target; leave it out, or choose "
+                "objective.prediction=x"
             )
+
+    @property
+    def clamped(self) -> bool:
+        """Whether `time_floor` bounds the divisor of the target."""
+        return self.prediction == "x" or self.target == "clamped"
 
     def effective_mean(self, latent: LatentSpec) -> float:
         """Mean of logit t after the shift."""
@@ -70,51 +90,53 @@ class FlowConfig:
 
 class Flow(Objective):
     def __init__(self, config: FlowConfig, facts: Facts, terms: Mapping[str, Term]) -> None:
-        super().__init__(facts, terms)
+        super().__init__(facts, terms, predicts_data=config.prediction == "x")
         self.config = config
         self.mean = config.effective_mean(facts.latent)
 
     def forward(self, network: Backbone, inputs: Inputs) -> Losses:
-        clean = {"image": inputs.latents}
-        for term in self.added.values():
-            clean |= term.clean_leaves(inputs.batch)
-        keys = inputs.batch.keys
+        clean, keys = self.clean(inputs), inputs.batch.keys
         t = path.logit_normal(
             rng.normal(self.seed, "time", keys, ()), self.mean, self.config.time_std
         )
-        noise = {
-            name: rng.normal(self.seed, f"noise/{name}", keys, tuple(x.shape[1:]))
-            for name, x in clean.items()
-        }
+        noise = self.noise(clean, keys)
         noisy = path.leafwise(lambda x, e: path.mix(x, e, t), clean, noise)
-        want = {feature for term in self.added.values() for feature in term.want}
-        prediction = network(noisy, t, inputs.condition, want=sorted(want))
-        velocity = self.velocity(prediction.state, noisy, t)
-        target = path.leafwise(path.velocity, clean, noise)
-        return self._collect(
-            Step(inputs.batch, clean, noisy, t, prediction, velocity=velocity, target=target)
+        prediction = network(noisy, t, inputs.condition, want=self.want)
+        target = self._target(clean, noise, t)
+
+        def errors(other: State) -> State:
+            found = self.velocity(other, noisy, t)
+            return squared_error(found, {name: target[name] for name in found})
+
+        step = Step(
+            inputs.batch,
+            clean,
+            noisy,
+            t,
+            prediction,
+            velocity=self.velocity(prediction.state, noisy, t),
+            target=target,
+            errors=errors,
+            data=prediction.state if self.predicts_data else None,
         )
+        return self.collected("flow", step)
 
     def velocity(self, prediction: State, noisy: State, t: Tensor) -> State:
         if self.config.prediction == "v":
             return {name: leaf.float() for name, leaf in prediction.items()}
         floor = self.config.time_floor
-        return path.leafwise(
-            lambda x_hat, x_t: path.velocity_from_data(x_hat.float(), x_t.float(), t, floor),
-            prediction,
-            noisy,
-        )
+        return {
+            name: path.velocity_from_data(x_hat.float(), noisy[name].float(), t, floor)
+            for name, x_hat in prediction.items()
+        }
 
-    def _collect(self, step: Step) -> Losses:
-        """The regression of each leaf, and the loss of each term."""
-        errors = path.leafwise(
-            lambda v, v_true: (v - v_true).square().flatten(1).mean(1), step.velocity, step.target
+    def _target(self, clean: State, noise: State, t: Tensor) -> State:
+        """What the velocity is regressed on. That of x-prediction is clamped as its velocity is, so
+        that an exact prediction has no loss at any t (arXiv 2511.13720).
+        """
+        if not self.config.clamped:
+            return path.leafwise(path.velocity, clean, noise)
+        floor = self.config.time_floor
+        return path.leafwise(
+            lambda x, e: path.velocity_from_data(x, path.mix(x, e, t), t, floor), clean, noise
         )
-        parts, weights = {"flow": errors["image"]}, {"flow": 1.0}
-        for name, term in self.added.items():
-            for leaf in term.leaves:
-                parts[leaf], weights[leaf] = errors[leaf], term.weight
-            loss = term.loss(step)
-            if loss is not None:
-                parts[name], weights[name] = loss, term.weight
-        return Losses(parts, weights)

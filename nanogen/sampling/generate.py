@@ -70,7 +70,9 @@ class Sampler:
         """Images of one batch, float [B, 3, H, W] in [0, 1]."""
         condition = self.conditioner.encode(request).to(self.device)
         null = self.conditioner.null(len(request)).to(self.device)
-        field = guided(self._field(condition), self._field(null), self.sampling.guidance)
+        field = self._field(condition)
+        if not self.objective.guides_itself:
+            field = guided(field, self._field(null), self.sampling.guidance)
         latent = self.tokenizer.spec
         base = self.sampling.shift_base
         grid = times(self.sampling.steps, 1.0 if base is None else shift_ratio(latent.dim, base))
@@ -90,9 +92,19 @@ class Sampler:
         }
 
     def _field(self, condition: Condition) -> Field:
-        def field(state: State, t: float) -> State:
-            time = torch.full((len(condition),), t, device=self.device)
-            prediction = self.backbone(state, time, condition)
-            return self.objective.velocity(prediction.state, state, time)
+        objective, told = self.objective, self.objective.scalars_of(self.sampling.guidance)
+
+        def rows(value: float) -> Tensor:
+            return torch.full((len(condition),), value, device=self.device)
+
+        def field(state: State, t: float, to: float) -> State:
+            prediction = self.backbone(
+                state,
+                rows(t),
+                condition,
+                interval=rows(t - to) if objective.interval else None,
+                scalars={name: rows(value) for name, value in told.items()} or None,
+            )
+            return objective.velocity(prediction.state, state, rows(t))
 
         return field

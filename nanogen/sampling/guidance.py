@@ -45,10 +45,10 @@ class Guidance:
 def guided(conditional: Field, null: Field, guidance: Guidance) -> Field:
     """The guided velocity field, in the precision of its two branches (float32)."""
 
-    def field(state: State, t: float) -> State:
-        v = conditional(state, t)
+    def field(state: State, t: float, to: float) -> State:
+        v = conditional(state, t, to)
         if not guidance.covers(t):
             return v
-        return leafwise(lambda c, n: n + guidance.scale * (c - n), v, null(state, t))
+        return leafwise(lambda c, n: n + guidance.scale * (c - n), v, null(state, t, to))
 
     return field

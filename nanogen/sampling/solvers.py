@@ -1,7 +1,9 @@
 """Solvers of dx/dt = v(x, t) from t = 1 (noise) to t = 0 (data).
 
-A solver is a function (field, state, times) -> state. `field(state, t)` returns the velocity of
-every leaf; `times` are falling floats, the first 1 and the last 0.
+A solver is a function (field, state, times) -> state. `field(state, t, to)` returns the velocity
+of every leaf at time t for a step to time `to`: the mean one over the step where the network knows
+it (MeanFlow), the one at t otherwise, and always where `to` is t. `times` are falling floats, the
+first 1 and the last 0.
 """
 
 from __future__ import annotations
@@ -14,14 +16,14 @@ from torch import Tensor
 from nanogen.objectives.path import leafwise
 from nanogen.types import State
 
-Field: TypeAlias = Callable[[State, float], State]
+Field: TypeAlias = Callable[[State, float, float], State]
 Solver: TypeAlias = Callable[[Field, State, Sequence[float]], State]
 
 
 def euler(field: Field, state: State, times: Sequence[float]) -> State:
     """First order: one evaluation a step."""
     for now, following in zip(times, times[1:], strict=False):
-        state = _advance(state, field(state, now), following - now)
+        state = _advance(state, field(state, now, following), following - now)
     return state
 
 
@@ -30,8 +32,8 @@ def heun(field: Field, state: State, times: Sequence[float]) -> State:
     n - 1 evaluations).
     """
     for now, following in zip(times[:-2], times[1:-1], strict=True):
-        first = field(state, now)
-        second = field(_advance(state, first, following - now), following)
+        first = field(state, now, now)
+        second = field(_advance(state, first, following - now), following, following)
         mean = leafwise(lambda a, b: (a + b) / 2, first, second)
         state = _advance(state, mean, following - now)
     return euler(field, state, times[-2:])

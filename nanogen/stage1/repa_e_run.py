@@ -33,7 +33,7 @@ from nanogen.tasks.base import Task
 from nanogen.train.schedule import Schedule
 from nanogen.train.settings import ConditionalTraining, Machine, check_name_and_seed, without_habits
 from nanogen.train.signals import Check
-from nanogen.types import Batch, Conditioner
+from nanogen.types import Batch, Conditioner, Wiring
 
 
 @chz.chz
@@ -234,7 +234,7 @@ def _diffusion(
     """The transformer, its projector, and the norm as the VAE is normalised so far."""
     if getattr(conditioner, "trainable", False):
         raise ConfigError("conditioner: only a frozen one can be used; choose labels or hf-text")
-    backbone = run.backbone.build(vae.spec, conditioner.spec, {})
+    backbone = run.backbone.build(vae.spec, conditioner.spec, Wiring())
     if run.alignment.block > backbone.depth:
         raise ConfigError(
             f"alignment.block={run.alignment.block}: this backbone has {backbone.depth} blocks"

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from nanogen.encoders.vision import VisionEncoder, open_encoder
 from nanogen.errors import ConfigError
 from nanogen.fingerprint import digest_of_module
-from nanogen.model import frozen
+from nanogen.frozen import frozen
 from nanogen.registry import register
 from nanogen.tokenizers import statistics as latent_statistics
 from nanogen.tokenizers.base import Autoencoder, TokenizerFacts

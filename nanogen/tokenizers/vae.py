@@ -20,7 +20,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from nanogen import rng
 from nanogen.errors import ConfigError
 from nanogen.fingerprint import digest_of
-from nanogen.model import frozen
+from nanogen.frozen import frozen
 from nanogen.registry import register
 from nanogen.tokenizers.base import Autoencoder, TokenizerFacts
 from nanogen.tokenizers.vae_files import Files, Kind, Place, open_files

@@ -15,6 +15,7 @@ from nanogen.types import (
     LatentSpec,
     State,
     TextCondition,
+    Wiring,
 )
 
 LATENT = LatentSpec(4, 8, 12, 2)
@@ -29,7 +30,7 @@ leaves = pytest.mark.parametrize("extra", LEAVES)
 
 def make(entry: Entry, condition: str = "labels", extra: str = "none") -> nn.Module:
     torch.manual_seed(0)
-    return small(entry.target).build(LATENT, SPECS[condition], LEAVES[extra])
+    return small(entry.target).build(LATENT, SPECS[condition], Wiring(LEAVES[extra]))
 
 
 def awake(model: nn.Module) -> nn.Module:
@@ -124,7 +125,7 @@ def test_features(entry: Entry, extra: str) -> None:
 @every
 def test_meta_device(entry: Entry) -> None:
     with torch.device("meta"):
-        model = small(entry.target).build(LATENT, SPECS["labels"], {})
+        model = small(entry.target).build(LATENT, SPECS["labels"], Wiring())
     assert all(p.is_meta for p in model.parameters())
 
 

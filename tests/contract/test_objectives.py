@@ -28,7 +28,7 @@ def with_terms(objective: Entry, terms: dict[str, Term]) -> Model:
     torch.manual_seed(0)
     labels = Labels(CLASSES)
     made = objective.target().build(FACTS, terms)
-    backbone = small(DdtConfig).build(TOKENIZER.spec, labels.spec, made.leaves)
+    backbone = small(DdtConfig).build(TOKENIZER.spec, labels.spec, made.wiring)
     model = Model(backbone, made, labels, dropout=0.3)
     for p in model.parameters():
         if not p.any():

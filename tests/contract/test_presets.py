@@ -10,6 +10,7 @@ from parts import StandIn, StandInText, StandInTokenizer, with_tiny_files
 
 from nanogen import recipes, registry
 from nanogen.data.base import Source
+from nanogen.encoders.teachers import Teachers
 from nanogen.model import Model, parameter_count
 from nanogen.run import Run, assemble, check
 from nanogen.tokenizers.rae import RaeFields
@@ -45,7 +46,7 @@ def assembled(run: Run) -> Model:
     absent = ABSENT_MODELS.get(name_of(run.conditioner))
     conditioner = absent or run.conditioner.build(source)
     with torch.device("meta"):
-        return assemble(run, source.size, tokenizer, conditioner)
+        return assemble(run, Teachers(source.size), tokenizer, conditioner)
 
 
 @every

@@ -12,7 +12,7 @@ from nanogen.stage1.repa_e import AlignedDiffusion, Projector, RepaE, Rules, Sub
 from nanogen.stage1.repa_e_step import RepaEStep
 from nanogen.stage1.tuned_vae import TunedVae
 from nanogen.train.optim import AdamWConfig
-from nanogen.types import ConditionSpec, LabelCondition, LatentSpec
+from nanogen.types import ConditionSpec, LabelCondition, LatentSpec, Wiring
 
 BATCH = 5
 
@@ -50,7 +50,7 @@ def trained(file) -> None:
     torch.manual_seed(0)
     sizes = {"depth": 1, "width": 16, "heads": 2, "decoder_depth": 1}
     config = DdtConfig(**sizes, decoder_width=16, decoder_heads=2)
-    backbone = config.build(LatentSpec(4, 8, 8, 2), ConditionSpec(classes=3), {})
+    backbone = config.build(LatentSpec(4, 8, 8, 2), ConditionSpec(classes=3), Wiring())
     diffusion = AlignedDiffusion(LatentNorm(4), backbone, Projector(16, 8, 6), 1)
     # A discriminator's batch statistics are those of each process, which is why none is here.
     model = RepaE(Halving(), diffusion, None, None, Rules(adversarial=0.0), seed=1)

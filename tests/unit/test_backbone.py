@@ -24,7 +24,7 @@ from tiny_ddt import (
 from nanogen.backbones import layers
 from nanogen.backbones.ddt import DdtConfig
 from nanogen.errors import ConfigError
-from nanogen.types import Condition, LabelCondition, LatentSpec, TextCondition
+from nanogen.types import Condition, LabelCondition, LatentSpec, TextCondition, Wiring
 
 
 class TestConditions:
@@ -184,12 +184,12 @@ def test_refusals(fields: dict[str, float], named: str) -> None:
         **({"depth": 1, "width": 32, "heads": 2, "decoder_width": 48, "decoder_heads": 2} | fields)
     )
     with pytest.raises(ConfigError, match=named):
-        config.build(LATENT, LABELS, {})
+        config.build(LATENT, LABELS, Wiring())
 
 
 def test_patch_must_divide() -> None:
     with pytest.raises(ConfigError, match="patch 3"):
-        SMALL.build(LatentSpec(4, 8, 8, 3), LABELS, {})
+        SMALL.build(LatentSpec(4, 8, 8, 3), LABELS, Wiring())
 
 
 def test_float64_works() -> None:

@@ -12,7 +12,14 @@ from safetensors.torch import load_file
 from tiny_ddt import LABELS, LATENT, TEXT, TIMES, awake, build, caption, difference, inputs, run
 
 from nanogen.backbones.ddt import DdtConfig
-from nanogen.types import Condition, ConditionSpec, LabelCondition, LatentSpec, TextCondition
+from nanogen.types import (
+    Condition,
+    ConditionSpec,
+    LabelCondition,
+    LatentSpec,
+    TextCondition,
+    Wiring,
+)
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT.parent / "shared" / "spec" / "golden_backbone.npz"
@@ -40,7 +47,7 @@ class TestGolden:
             condition = TextCondition(context, torch.from_numpy(stored["in/attn_mask"]).bool())
         else:
             condition = LabelCondition(context.long())
-        model = config.build(LATENT, TEXT if variant == "ddt_text" else LABELS, {})
+        model = config.build(LATENT, TEXT if variant == "ddt_text" else LABELS, Wiring())
         model.load_state_dict(weights, strict=True)
         x, t, expected = (torch.from_numpy(stored[k]) for k in ("in/x", "in/t", "out/0"))
         with torch.no_grad():
@@ -70,7 +77,7 @@ class TestGolden:
         model = config.build(
             LatentSpec(2, 4, 6, 2),
             ConditionSpec(width=8, tokens=5) if text else ConditionSpec(classes=3),
-            {} if text else {"cls": 5},
+            Wiring() if text else Wiring({"cls": 5}),
         )
         model.load_state_dict(group("weights"), strict=True)
         condition = (

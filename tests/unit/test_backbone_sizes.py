@@ -12,7 +12,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from nanogen.backbones import layers
 from nanogen.backbones.ddt import Ddt, DdtConfig
 from nanogen.model import parameter_count
-from nanogen.types import Condition, ConditionSpec, LabelCondition, LatentSpec, TextCondition
+from nanogen.types import (
+    Condition,
+    ConditionSpec,
+    LabelCondition,
+    LatentSpec,
+    TextCondition,
+    Wiring,
+)
 
 # Sizes of arXiv 2606.24888, built with its code: latent, then parameters by label and by text.
 SD = LatentSpec(4, 32, 32, 2)
@@ -36,7 +43,7 @@ LARGE = DdtConfig(width=1584, heads=22)
 
 def on_meta(config: DdtConfig, latent: LatentSpec, condition: ConditionSpec, leaves=None) -> Ddt:
     with torch.device("meta"):
-        return config.build(latent, condition, leaves or {})
+        return config.build(latent, condition, Wiring(leaves or {}))
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -136,7 +143,9 @@ class TestInitialisation:
         config = DdtConfig(
             depth=1, width=256, heads=4, decoder_depth=1, decoder_width=384, decoder_heads=4
         )
-        model = config.build(LatentSpec(16, 8, 8, 2), ConditionSpec(classes=500), {"cls": 64})
+        model = config.build(
+            LatentSpec(16, 8, 8, 2), ConditionSpec(classes=500), Wiring({"cls": 64})
+        )
         p = dict(model.named_parameters())
         near = lambda name, std: pytest.approx(std, rel=0.05) == p[name].std().item()  # noqa: E731
         assert near("ctx_embedder.embedding_table.weight", 0.02)

@@ -31,6 +31,7 @@ from nanogen.types import (
     Request,
     State,
     TextCondition,
+    Wiring,
 )
 
 LATENT = LatentSpec(3, 8, 8, 4)
@@ -46,7 +47,13 @@ class Recording:
         self.calls: list[tuple[State, Tensor, Condition]] = []
 
     def __call__(
-        self, state: State, t: Tensor, condition: Condition, *, want: Iterable[str] = ()
+        self,
+        state: State,
+        t: Tensor,
+        condition: Condition,
+        *,
+        want: Iterable[str] = (),
+        **_: object,
     ) -> Prediction:
         self.calls.append((state, t, condition))
         return Prediction(self.predict(state, t))
@@ -63,7 +70,8 @@ def batch(count: int = 6, first: int = 0) -> Batch:
 
 def inputs(given: Batch) -> Inputs:
     kept = torch.ones(len(given), dtype=torch.bool)
-    return Inputs(given, given.images * 2 - 1, LabelCondition(given.labels), kept)
+    null = LabelCondition(torch.full_like(given.labels, CLASSES))
+    return Inputs(given, given.images * 2 - 1, LabelCondition(given.labels), kept, null)
 
 
 def seen_noise(given: Batch, state: State, t: Tensor) -> Tensor:
@@ -94,26 +102,35 @@ def test_target_is_not_clamped_near_data(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("floor", [0.05, 0.2])
 def test_x_prediction_weighs_by_time(floor: float) -> None:
-    """The loss of a predicted image is |x_hat - x|^2 / max(t, floor)^2, wherever t > floor."""
-    given, guess = batch(200), torch.zeros(3, 8, 8)
+    """The loss of a predicted image is |x_hat - x|^2 / max(t, floor)^2."""
+    given, guess = batch(2000), torch.zeros(3, 8, 8)
     network = Recording(lambda state, t: {"image": guess.expand_as(state["image"])})
     found = flow(prediction="x", time_floor=floor)(network, inputs(given)).parts["flow"]
     t = network.calls[0][1]
     error = (guess - (given.images * 2 - 1)).square().flatten(1).mean(1)
-    above = t > floor
-    assert above.any()
-    assert torch.allclose(found[above], (error / t**2)[above], rtol=1e-3)
+    assert (t < floor).any() and (t > floor).any()
+    assert torch.allclose(found, error / t.clamp(min=floor) ** 2, rtol=1e-3)
 
 
-def test_x_prediction_below_the_floor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Below the floor a perfect image implies a velocity that is too small by t / floor."""
+def test_exact_x_prediction_has_no_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Below the floor too."""
     monkeypatch.setattr(path, "logit_normal", lambda n, *_: torch.full_like(n, 0.01))
     given = batch()
     network = Recording(lambda state, t: {"image": given.images * 2 - 1})
-    found = flow(prediction="x")(network, inputs(given)).parts["flow"]
+    assert flow(prediction="x")(network, inputs(given)).parts["flow"].max() < 1e-9
+
+
+def test_clamped_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The released code's: below the floor the best velocity is too small by t / floor."""
+    monkeypatch.setattr(path, "logit_normal", lambda n, *_: torch.full_like(n, 0.01))
+    given = batch()
     noise = rng.normal(5, "noise/image", given.keys, (3, 8, 8))
-    full = (noise - (given.images * 2 - 1)).square().flatten(1).mean(1)
-    assert torch.allclose(found, full * (1 - 0.01 / 0.05) ** 2, rtol=1e-3)
+    v = noise - (given.images * 2 - 1)
+    short = Recording(lambda state, t: {"image": v * 0.01 / 0.05})
+    assert flow(target="clamped")(short, inputs(given)).parts["flow"].max() < 1e-9
+    exact = Recording(lambda state, t: {"image": v})
+    found = flow(target="clamped")(exact, inputs(given)).parts["flow"]
+    assert torch.allclose(found, v.square().flatten(1).mean(1) * 0.8**2, rtol=1e-3)
 
 
 def test_times_and_noise_follow_from_the_key() -> None:
@@ -152,6 +169,8 @@ def test_velocity_is_float32_under_autocast() -> None:
         ({"prediction": "e"}, "prediction"),
         ({"time_floor": 1.0}, "time_floor"),
         ({"time_floor": 0.1}, "no effect"),
+        ({"target": "clamped", "prediction": "x"}, "no effect"),
+        ({"target": "short"}, "target"),
     ],
 )
 def test_refusals(fields: dict[str, object], named: str) -> None:
@@ -255,7 +274,7 @@ class TestTerms:
         config = DdtConfig(
             depth=2, width=16, heads=2, decoder_depth=1, decoder_width=24, decoder_heads=2
         )
-        backbone = config.build(LATENT, ConditionSpec(classes=CLASSES), leaves)
+        backbone = config.build(LATENT, ConditionSpec(classes=CLASSES), Wiring(leaves))
         return Model(backbone, flow(terms), Labels(CLASSES), 0.1)
 
     def losses(self, model: Model, given: Batch):

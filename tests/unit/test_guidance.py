@@ -19,7 +19,7 @@ GUIDED_MEAN = NULL + SCALE * (CONDITIONAL - NULL)
 
 
 def gaussian(mean: float):
-    def field(state: State, t: float) -> State:
+    def field(state: State, t: float, to: float) -> State:
         variance = (1 - t) ** 2 * STD**2 + t**2
         slope = (t - (1 - t) * STD**2) / variance
         return leafwise(lambda x: slope * (x - (1 - t) * mean) - mean, state)
@@ -59,7 +59,7 @@ def test_only_needed_branches_run(ratio: float, null_calls: int) -> None:
     calls = {"conditional": 0, "null": 0}
 
     def counting(name: str):
-        def field(state: State, t: float) -> State:
+        def field(state: State, t: float, to: float) -> State:
             calls[name] += 1
             return leafwise(torch.zeros_like, state)
 
@@ -74,7 +74,7 @@ def test_only_needed_branches_run(ratio: float, null_calls: int) -> None:
 def test_scales(scale: float) -> None:
     """0 is the null field, 1 the conditional one (the null branch is not run), 2 lies beyond."""
     field = guided(gaussian(CONDITIONAL), gaussian(NULL), Guidance(scale=scale))
-    found = field(start(), 0.4)["image"]
+    found = field(start(), 0.4, 0.4)["image"]
     c, n = (gaussian(mean)(start(), 0.4)["image"] for mean in (CONDITIONAL, NULL))
     assert torch.allclose(found, n + scale * (c - n))
 
@@ -108,8 +108,8 @@ def test_guiding_data_is_guiding_velocity() -> None:
 
 def test_every_leaf_is_guided_alike() -> None:
     state = {"image": torch.zeros(2, 3), "cls": torch.zeros(2, 4)}
-    one = lambda s, t: leafwise(torch.ones_like, s)  # noqa: E731
-    zero = lambda s, t: leafwise(torch.zeros_like, s)  # noqa: E731
+    one = lambda s, t, to: leafwise(torch.ones_like, s)  # noqa: E731
+    zero = lambda s, t, to: leafwise(torch.zeros_like, s)  # noqa: E731
     found = guided(one, zero, Guidance(scale=3.0))(state, 0.5)
     assert {name: leaf.unique().tolist() for name, leaf in found.items()} == {
         "image": [3.0],

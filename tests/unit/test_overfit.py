@@ -19,7 +19,7 @@ from nanogen.sampling.schedule import times
 from nanogen.sampling.solvers import euler
 from nanogen.train.optim import AdamWConfig, MuonConfig
 from nanogen.train.schedule import Schedule
-from nanogen.types import Batch, LabelCondition, LatentSpec, State
+from nanogen.types import Batch, LabelCondition, LatentSpec, State, Wiring
 
 
 class Memory:
@@ -32,7 +32,7 @@ class Memory:
         facts = Facts(0, latent, latent.height, backbone.width, lambda latents: latents)
         conditioner = Labels(classes)
         self.model = Model(
-            backbone.build(latent, conditioner.spec, {}),
+            backbone.build(latent, conditioner.spec, Wiring()),
             FlowConfig(prediction=prediction, shift_base=None).build(facts, {}),
             conditioner,
             dropout=0.0,
@@ -66,7 +66,7 @@ class Memory:
     def samples(self) -> Tensor:
         """One of each class, in 50 Euler steps."""
 
-        def field(state: State, t: float) -> State:
+        def field(state: State, t: float, to: float) -> State:
             time = torch.full((len(self.labels),), t)
             prediction = self.model.backbone(state, time, LabelCondition(self.labels)).state
             return self.model.objective.velocity(prediction, state, time)

@@ -30,7 +30,7 @@ from nanogen.stage1.repa_e_step import RepaEStep
 from nanogen.stage1.tuned_vae import DiffusersVae, export
 from nanogen.tokenizers.vae import VaeConfig
 from nanogen.train.optim import AdamWConfig
-from nanogen.types import LabelCondition
+from nanogen.types import LabelCondition, Wiring
 
 pytest.importorskip("diffusers")
 
@@ -57,7 +57,7 @@ def model(folder):
     torch.manual_seed(1)
     norm = LatentNorm(4)
     norm.start(shift=0.1, scale=0.5)
-    backbone = awake(SMALL.build(LATENT, LABELS, {}))
+    backbone = awake(SMALL.build(LATENT, LABELS, Wiring()))
     diffusion = AlignedDiffusion(norm, backbone, Projector(32, 16, WIDTH), block=1)
     return RepaE(
         DiffusersVae(files.network(), files.kind),

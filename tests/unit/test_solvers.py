@@ -36,7 +36,7 @@ def gaussian(mean: float = MEAN, std: float = STD):
         variance = (1 - t) ** 2 * std**2 + t**2
         return (t - (1 - t) * std**2) / variance * (x - (1 - t) * mean) - mean
 
-    return lambda state, t: leafwise(lambda x: velocity(x, t), state)
+    return lambda state, t, to: leafwise(lambda x: velocity(x, t), state)
 
 
 def start() -> State:
@@ -94,7 +94,7 @@ def test_evaluations(n: int) -> None:
     for solver, expected in ((euler, n), (heun, 2 * n - 1)):
         asked: list[float] = []
 
-        def field(state: State, t: float, asked=asked) -> State:
+        def field(state: State, t: float, to: float, asked=asked) -> State:
             asked.append(t)
             return gaussian()(state, t)
 
@@ -112,7 +112,7 @@ def test_heun_of_one_step_is_euler() -> None:
 
 def test_euler_is_exact_on_straight_paths() -> None:
     """A point mass at m: v = (x - m) / t, and one step lands on it."""
-    point = lambda state, t: leafwise(lambda x: (x - MEAN) / t, state)  # noqa: E731
+    point = lambda state, t, to: leafwise(lambda x: (x - MEAN) / t, state)  # noqa: E731
     assert torch.allclose(
         euler(point, start(), times(1))["image"], torch.full((5, 1), MEAN, dtype=torch.float64)
     )
@@ -120,7 +120,11 @@ def test_euler_is_exact_on_straight_paths() -> None:
 
 def test_leaves_move_together_and_apart() -> None:
     state = start() | {"cls": torch.zeros(5, 3, dtype=torch.float64)}
-    field = lambda s, t: {"image": gaussian()(s, t)["image"], "cls": torch.ones_like(s["cls"])}  # noqa: E731
+
+    def field(state: State, t: float, to: float) -> State:
+        ones = torch.ones_like(state["cls"])
+        return {"image": gaussian()(state, t, to)["image"], "cls": ones}
+
     for solver in (euler, heun):
         end = solver(field, state, times(7))
         assert torch.allclose(end["cls"], torch.full((5, 3), -1.0, dtype=torch.float64))
