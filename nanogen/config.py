@@ -78,7 +78,8 @@ class Switch(chz.factories.MetaFactory):
         return self.named(factory) or (lambda: None)
 
     def named(self, name: str) -> type | None:
-        if name not in ("on", "off"):
+        # A part that is off is None in every listing of values.
+        if name not in ("on", "off", "None"):
             raise ConfigError(f"{name!r}: choose on or off")
         return self.target if name == "on" else None
 

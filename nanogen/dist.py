@@ -72,6 +72,12 @@ def any_flag(flag: bool, device: torch.device) -> bool:
     return bool(shared.item())
 
 
+def broadcast(tensor: Tensor, source: int) -> None:
+    """Fill `tensor` on every process with that of process `source`."""
+    if world() > 1:
+        td.broadcast(tensor, src=source)
+
+
 def gather_rows(rows: Tensor) -> Tensor:
     """Rows `[n_r, ...]` of all processes, concatenated in rank order; the n_r may differ."""
     if world() == 1:

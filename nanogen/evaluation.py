@@ -48,6 +48,7 @@ def hooks(parts: Parts, folder: Path) -> Hooks:
     parts.conditioner.encode(parts.task.batch(np.zeros(1, np.int64)))
     if parts.run.train.sample_every or parts.run.evaluation.metrics:
         parts.conditioner.encode(parts.task.request(0, 1))
+        parts.sampler()
 
     def measure(seen: int, check: Check) -> None:
         done = dist.rank() == 0 and measured(parts.run, folder / "records", seen)
@@ -121,10 +122,10 @@ def evaluate(opened: Opened, check: Check = lambda: None) -> list[Record]:
     metrics = chosen_metrics(parts)
     if not metrics:
         return []
-    samples = harness.drawn(parts.sampler(), parts.task, run.evaluation.samples, check)
+    sampler = parts.sampler()
+    samples = harness.drawn(sampler, parts.task, run.evaluation.samples, check)
     scores = harness.measure(metrics, samples, Context(parts.task.source, parts.device))
     seconds = round(time.monotonic() - started, 3)
-    guidance = run.sampling.guidance
     return [
         Record(
             run=run.name,
@@ -140,13 +141,7 @@ def evaluate(opened: Opened, check: Check = lambda: None) -> list[Record]:
             weights=opened.weights,
             seen=opened.seen,
             facts=dict(score.facts),
-            sampler={
-                "solver": run.sampling.solver,
-                "steps": run.sampling.steps,
-                "guidance": guidance.scale,
-                "interval": [guidance.low, guidance.high],
-                "seed": run.sampling.seed,
-            },
+            sampler=sampler.facts(),
             training_seed=run.seed,
             config_hash=config.digest(run.identity()),
             parameters=parameter_count(parts.model),

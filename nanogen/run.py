@@ -14,27 +14,32 @@ import torch
 
 from nanogen import config, dist
 from nanogen.config import choice
+from nanogen.data.loader import check_uncut
 from nanogen.encoders.teachers import Teachers
 from nanogen.errors import ConfigError, suggest
 from nanogen.model import Model
-from nanogen.objectives.base import Facts
-from nanogen.sampling.generate import Sampler, Sampling
+from nanogen.objectives.base import Facts, Objective
+from nanogen.sampling.generate import Sampler
+from nanogen.sampling.settings import Sampling
 from nanogen.tasks.base import Task
 from nanogen.tokenizers.raw import PRECISIONS, Precision, raw_latents
 from nanogen.train import settings
 from nanogen.train.schedule import Schedule
-from nanogen.train.settings import ConditionalTraining, check_name_and_seed, without_habits
+from nanogen.train.settings import AveragedTraining, check_name_and_seed, without_habits
 from nanogen.types import Batch, Conditioner, Tokenizer
 
 Terms = config.switches("term")
 
 
 @chz.chz
-class Train(ConditionalTraining):
+class Train(AveragedTraining):
     """How long, how many at once, how averaged. All lengths are in images."""
 
     raw_precision: Precision = chz.field(
         default="fp32", doc="in which latents are kept before they are normalised, cached or not"
+    )
+    start: str = chz.field(
+        default="", doc="folder of a trained run whose averaged weights this one starts from"
     )
 
     @chz.validate
@@ -75,7 +80,7 @@ class Evaluation:
 
 @chz.chz
 class Run:
-    folders: ClassVar[tuple[str, ...]] = ("checkpoints", "samples", "records")
+    folders: ClassVar[tuple[str, ...]] = ("checkpoints", "samples", "records", "averages")
     """what training makes in the folder of a run"""
 
     name: str
@@ -135,14 +140,19 @@ class Parts:
         """A sampler of the model's present weights, with the run's own settings unless others are
         given.
         """
+        # Here, because it opens a run, which is built here.
+        from nanogen.sampling import autoguidance
+
+        sampling = sampling or self.run.sampling
         return Sampler(
             self.model.backbone,  # type: ignore[arg-type]
             self.model.objective,
             self.conditioner,
             self.tokenizer,
             self.model.leaves,
-            sampling or self.run.sampling,
+            sampling,
             self.device,
+            autoguidance.opened(sampling.auto, self),
         )
 
 
@@ -169,6 +179,14 @@ def assemble(run: Run, teachers: Teachers, tokenizer: Tokenizer, conditioner: Co
     """The trained module of a run, given what surrounds it. Works on the meta device too: no
     teacher is opened.
     """
+    objective = objective_of(run, teachers, tokenizer)
+    run.sampling.check(objective)
+    backbone = run.backbone.build(tokenizer.spec, conditioner.spec, objective.wiring)
+    return Model(backbone, objective, conditioner, run.train.condition_dropout)
+
+
+def objective_of(run: Run, teachers: Teachers, tokenizer: Tokenizer) -> Objective:
+    """The objective of a run with its terms, which say what its network is wired for."""
     facts = Facts(
         seed=run.seed,
         latent=tokenizer.spec,
@@ -181,8 +199,8 @@ def assemble(run: Run, teachers: Teachers, tokenizer: Tokenizer, conditioner: Co
     )
     terms = {name: part.build(facts) for name, part in parts_on(run.terms).items()}
     objective = run.objective.build(facts, terms)
-    backbone = run.backbone.build(tokenizer.spec, conditioner.spec, objective.wiring)
-    return Model(backbone, objective, conditioner, run.train.condition_dropout)
+    check_uncut(objective.coupled, run.train.batch, run.machine.micro_batch)
+    return objective
 
 
 def parts_on(terms: object) -> dict[str, Any]:
@@ -194,16 +212,24 @@ def parts_on(terms: object) -> dict[str, Any]:
 def check(run: Run) -> None:
     """Refuse values that contradict each other or have no effect, naming the fields."""
     train, guidance = run.train, run.sampling.guidance
-    if guidance.scale != 1 and train.condition_dropout == 0:
+    null = getattr(run.objective, "needs_null", True)
+    if guidance.on and null and train.condition_dropout == 0:
         raise ConfigError(
             f"sampling.guidance.scale={guidance.scale} needs train.condition_dropout above 0: "
             "without dropout the null condition is never trained"
+        )
+    if getattr(run.objective, "learns_guidance", False) and train.condition_dropout == 0:
+        raise ConfigError(
+            "this objective learns guidance away from the null condition and needs "
+            "train.condition_dropout above 0: without dropout that is never trained"
         )
     if run.evaluation.every and not run.evaluation.metrics:
         raise ConfigError(
             "evaluation.every has no effect without evaluation.metrics; name some or set it to 0"
         )
     run.schedule.check(train.images)
+    if hasattr(run.objective, "check_sampling"):
+        run.objective.check_sampling(run.sampling)
 
 
 def pick_device(name: str) -> torch.device:

@@ -1,4 +1,5 @@
-"""The folder of a run: `run.yaml`, `log.jsonl`, `checkpoints/`, `samples/`, `records/`.
+"""The folder of a run: `run.yaml`, `log.jsonl`, `checkpoints/`, `samples/`, `records/`, and
+`averages/` where those are kept.
 
 The same command again resumes; another run in the same folder is refused with what differs.
 """
@@ -19,7 +20,7 @@ from nanogen.errors import CheckpointError, ConfigError
 from nanogen.files import remove_parts, whole_file, writable_folder
 from nanogen.model import parameter_count
 from nanogen.run import Parts, Run, build
-from nanogen.train import checkpoint
+from nanogen.train import checkpoint, posthoc
 
 log = logging.getLogger(__name__)
 
@@ -109,15 +110,19 @@ class Opened:
     seen: int
     """images the weights were trained on"""
     weights: str
-    """"ema" or "raw\""""
+    """"ema", "raw", or the name of a reconstructed average"""
 
 
 def open_run(folder: Path, weights: str = "ema", overrides: list[str] | None = None) -> Opened:
     """The newest checkpoint of a run folder. Everything else is read from its `run.yaml`, save
     what is overridden.
     """
-    if weights not in WEIGHTS:
-        raise ConfigError(f"--weights {weights!r}: choose ema or raw")
+    width = posthoc.width_of(weights)
+    if weights not in WEIGHTS and width is None:
+        raise ConfigError(
+            f"--weights {weights!r}: choose ema or raw, or posthoc-0.07 after nanogen ema RUN "
+            "--width 0.07"
+        )
     if not (folder / CONFIG).exists():
         raise CheckpointError(
             f"{folder} is not a run folder: it has no {CONFIG}; train one with nanogen train"
@@ -127,7 +132,10 @@ def open_run(folder: Path, weights: str = "ema", overrides: list[str] | None = N
     if path is None:
         raise CheckpointError(f"{folder} has no checkpoint yet; train it for longer")
     parts = build(run)
-    seen = checkpoint.load_weights(path, parts.model, weights)
+    seen = checkpoint.load_weights(path, parts.model, weights if width is None else "raw")
+    if width is not None:
+        seen = posthoc.load(folder, width, parts.model.trained())
+        weights = posthoc.name_of(width)
     parts.model.eval()
     return Opened(parts, seen, weights)
 
@@ -142,6 +150,24 @@ def _changed(run: Run, overrides: list[str]) -> Run:
                 f"{config.shown(old)}; only {', '.join(USED_AFTER_TRAINING)} can be changed now"
             )
     return changed
+
+
+def start(parts: Parts) -> None:
+    """Give the model of a run that starts from another's averaged weights (`train.start`) those
+    weights. ConfigError where there are none, or where they are of another architecture.
+    """
+    name = parts.run.train.start
+    if not name:
+        return
+    path = checkpoint.latest(Path(name) / "checkpoints")
+    if path is None:
+        raise ConfigError(
+            f"train.start={name} has no checkpoint; train that run first, or name another folder"
+        )
+    try:
+        checkpoint.load_weights(path, parts.model, "ema")
+    except CheckpointError as error:
+        raise ConfigError(f"train.start={name} does not fit this run: {error}") from error
 
 
 def describe(parts: Parts, folder: Path) -> str:

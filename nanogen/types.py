@@ -93,6 +93,10 @@ class LabelCondition:
         """Rows of self where `keep` (bool [B]) holds, of `other` elsewhere."""
         return LabelCondition(torch.where(keep, self.ids, other.ids))
 
+    def at(self, rows: Tensor) -> LabelCondition:
+        """The condition of some of the samples; `rows` int64 indices."""
+        return LabelCondition(self.ids[rows])
+
     def to(self, device: torch.device) -> LabelCondition:
         return LabelCondition(self.ids.to(device))
 
@@ -107,6 +111,8 @@ class TextCondition:
     """float [B, L, D]; zero where the mask is False"""
     mask: Tensor
     """bool [B, L]; real tokens come first"""
+    whole: bool = False
+    """whether every token is known to be real, so that nobody need look at the mask"""
 
     def __len__(self) -> int:
         return len(self.features)
@@ -122,13 +128,18 @@ class TextCondition:
             torch.where(keep[:, None], mine.mask, theirs.mask),
         ).trimmed()
 
+    def at(self, rows: Tensor) -> TextCondition:
+        """The condition of some of the samples; `rows` int64 indices."""
+        found = TextCondition(self.features[rows], self.mask[rows], self.whole)
+        return found if self.whole else found.trimmed()
+
     def trimmed(self) -> TextCondition:
         """The same condition without the columns in which no row has a real token."""
         length = int(self.mask.sum(dim=1).max()) if self.mask.numel() else 0
         return TextCondition(self.features[:, :length], self.mask[:, :length])
 
     def to(self, device: torch.device) -> TextCondition:
-        return TextCondition(self.features.to(device), self.mask.to(device))
+        return TextCondition(self.features.to(device), self.mask.to(device), self.whole)
 
     def _padded(self, length: int) -> TextCondition:
         missing = length - self.features.shape[1]

@@ -38,7 +38,8 @@ from nanogen.encoders.animals_vit import (
 )
 from nanogen.files import whole_file
 from nanogen.train.ema import Ema
-from nanogen.train.optim import AdamWConfig, MuonConfig
+from nanogen.train.adamw import AdamWConfig
+from nanogen.train.muon import MuonConfig
 from nanogen.train.schedule import Schedule
 from nanogen.types import to_float
 

@@ -18,11 +18,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from random_vgg import random_vgg
 from tiny_rae import tiny_folder as tiny_rae
 from tiny_vae import KIND_OF, tiny_folder
 
 from nanogen import registry
 from nanogen.data.base import FiniteSource, Sample, Source
+from nanogen.encoders.lpips import heads_file
 from nanogen.errors import ConfigError, DataError, MissingExtra
 from nanogen.registry import Entry
 from nanogen.types import ConditionSpec, LatentSpec
@@ -135,6 +137,26 @@ IMAGE_SIZES = dict.fromkeys(("animals-vae", "animals-rae"), (28, 40))
 """tokenizers that are for images of these sizes, in pixels"""
 UNTRAINED = set(TINY_FILES)
 """tokenizers whose tiny networks are random: they cannot be asked to give an image back"""
+
+
+TERMS: dict[str, dict[str, Any]] = {
+    "internal": {"block": 1},
+    "lpips": {"normalise_by": "gated"},
+    "pdino": {"encoder": "animals-vit"},
+    "reg": {"encoder": "animals-vit"},
+    "repa": {"block": 1, "encoder": "animals-vit", "resample": True},
+}
+"""fields of terms whose defaults are for the paper's size: what is here, and fits a small model"""
+
+
+def term_config(entry: Entry) -> Any:
+    """The config of a registered term at the size of a test; skips where a package is missing."""
+    fields = TERMS.get(entry.name, {})
+    if entry.name == "lpips":
+        if heads_file() is None:
+            pytest.skip("lpips needs a package with its heads")
+        fields = fields | {"path": str(random_vgg())}
+    return entry.target(**fields)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """Layers of the transformers: RMSNorm, rotary positions, attention, SwiGLU, embeddings of time,
-label and text.
+label and text; and `through`, which runs a block with or without keeping its activations.
 
-Parameter names follow the checkpoints of diffusion-bench, so that those load without a map.
+Parameter names follow the checkpoints of diffusion-bench, so that those load without a map. Two of
+their entries have no place here: tables of rotary positions (`rope.*`, `enc_rope.*`, `dec_rope.*`)
+are computed, and `repa_projector.*` belongs to a term.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from nanogen.types import LabelCondition, TextCondition
 
@@ -148,7 +151,8 @@ class TimeEmbed(nn.Module):
             nn.init.normal_(layer.weight, std=0.02)
 
     def forward(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        phase = 2 * math.pi * t.float()[:, None] * self.W.float()
+        wide = torch.promote_types(t.dtype, torch.float32)
+        phase = 2 * math.pi * t.to(wide)[:, None] * self.W.to(wide)
         base = self.mlp(torch.cat([phase.sin(), phase.cos()], dim=1).to(t.dtype))
         return base, base[:, None] + self.learnable_tokens
 
@@ -182,9 +186,37 @@ class TextEmbed(nn.Module):
         # NaN.
         real = torch.where(condition.mask[..., None], condition.features, 0.0)
         tokens = self.proj(self.norm(real.to(self.proj.weight.dtype)))
-        return tokens, None if bool(condition.mask.all()) else condition.mask
+        return tokens, condition.mask if self._masks(condition) else None
+
+    def _masks(self, condition: TextCondition) -> bool:
+        """Whether the mask is passed on: fast kernels take none. A compiler cannot look at values,
+        so that compiled code takes every mask that has a column.
+        """
+        if condition.whole:
+            return False
+        if torch.compiler.is_compiling():
+            return condition.mask.shape[1] > 0
+        return not bool(condition.mask.all())
 
 
 def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x (1 + scale) + shift."""
     return torch.addcmul(x + shift, x, scale)
+
+
+def zeroed(linear: nn.Linear) -> nn.Linear:
+    """The layer with all its weights 0."""
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+def through(block: nn.Module, *inputs: object, recompute: bool) -> Tensor:
+    """block(*inputs). With `recompute`, its activations are not kept for the backward pass but
+    computed once more there: the same gradients, for a third more time and far less memory.
+
+    `block` must draw no random numbers.
+    """
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return block(*inputs)

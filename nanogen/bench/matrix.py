@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -26,9 +27,10 @@ from rich.console import Console
 from nanogen import config, evaluation, recipes
 from nanogen.errors import ConfigError, RunFailed, suggest
 from nanogen.evaluation import measured
-from nanogen.files import whole_file, writable_folder
+from nanogen.files import whole_file, whole_folder, writable_folder
 from nanogen.run import Run, build
 from nanogen.run_folder import CONFIG, refuse_other
+from nanogen.train import checkpoint
 from nanogen.train.log import read
 
 POLL = 1.0
@@ -76,6 +78,8 @@ class Cell:
     method: str
     run: Run
     folder: Path
+    trained_as: Path | None = None
+    """folder of the cell whose trained network this one samples otherwise"""
 
     @property
     def name(self) -> str:
@@ -104,11 +108,20 @@ def cells(name: str, methods: list[str] | None, budget: str, folder: Path) -> li
     for method in methods or ():
         if method not in known:
             raise ConfigError(f"unknown method {method!r}; {suggest(method, known)}")
-    return [
+    wanted = dict.fromkeys(methods or known)
+    made = [
         _cell(benchmark, budget, task, method, folder)
-        for method in dict.fromkeys(methods or known)
+        for method in wanted
         for task in benchmark.tasks
     ]
+    return [_with_source(cell, made) for cell in made]
+
+
+def _with_source(cell: Cell, every: list[Cell]) -> Cell:
+    """A cell whose network another one trains takes it from there; without that one it trains."""
+    source = recipes.METHODS[cell.method].trained_as
+    found = [one.folder for one in every if (one.task, one.method) == (cell.task, source)]
+    return replace(cell, trained_as=found[0] if found else None)
 
 
 def _cell(benchmark: Benchmark, budget: str, task: str, method: str, folder: Path) -> Cell:
@@ -135,8 +148,9 @@ def train_all(todo: list[Cell], jobs: int) -> None:
     console, spoken = Console(stderr=True), time.monotonic()
     with _ended_with_us(running):
         while waiting or running:
-            while waiting and len(running) < jobs:
-                cell = waiting.pop(0)
+            while len(running) < jobs and (ready := _ready(waiting, running)):
+                cell = ready[0]
+                waiting.remove(cell)
                 console.print(
                     f"{cell.name}: started; log in {cell.folder / 'train.log'}", highlight=False
                 )
@@ -165,6 +179,12 @@ def train_all(todo: list[Cell], jobs: int) -> None:
         )
 
 
+def _ready(waiting: list[Cell], running: Iterable[Cell]) -> list[Cell]:
+    """The cells that need not wait for another one's network."""
+    unfinished = {cell.folder for cell in (*waiting, *running)}
+    return [cell for cell in waiting if cell.trained_as not in unfinished]
+
+
 class CellFailed(RunFailed):
     """A run of the benchmark ended with an error."""
 
@@ -174,6 +194,8 @@ def _start(cell: Cell) -> subprocess.Popen[bytes]:
     if not (cell.folder / CONFIG).exists():
         with whole_file(cell.folder / CONFIG) as part:
             config.write(cell.run, part)
+    if cell.trained_as is not None:
+        _take_over(cell.trained_as, cell.folder)
     command = [
         sys.executable,
         "-m",
@@ -186,6 +208,20 @@ def _start(cell: Cell) -> subprocess.Popen[bytes]:
     ]
     with (cell.folder / "train.log").open("ab") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+
+
+def _take_over(trained: Path, folder: Path) -> None:
+    """Copy the last checkpoint of a trained run, with its log: the run in `folder` then begins at
+    its end, and is only measured.
+    """
+    newest = checkpoint.latest(trained / "checkpoints")
+    if newest is None or (folder / "checkpoints" / newest.name).exists():
+        return
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    with whole_folder(folder / "checkpoints" / newest.name) as part:
+        shutil.copytree(newest, part, dirs_exist_ok=True)
+    with whole_file(folder / "log.jsonl") as part:
+        shutil.copyfile(trained / "log.jsonl", part)
 
 
 @contextlib.contextmanager

@@ -51,12 +51,12 @@ class Record:
     higher_is_better: bool
     budget: str = ""
     weights: str = "ema"
-    """"ema" or "raw\""""
+    """"ema", "raw", or that of a relative width, "posthoc-0.07\""""
     seen: int = 0
     """images the model was trained on, repeats counted"""
     facts: Mapping[str, Plain] = field(default_factory=dict)
     sampler: Mapping[str, Plain] = field(default_factory=dict)
-    """solver, steps, guidance, interval, seed"""
+    """solver, steps, guidance, interval, seed, network calls, and what else is in use"""
     training_seed: int = 0
     config_hash: str = ""
     parameters: int = 0
@@ -181,8 +181,8 @@ def _problem(record: Record) -> str:
         return f"value {record.value} with standard error {record.standard_error} is not finite"
     if record.n < 1:
         return f"n is {record.n}: there are no samples behind it"
-    if record.weights not in ("ema", "raw"):
-        return f"weights is {record.weights!r}, not 'ema' or 'raw'"
+    if not re.fullmatch(r"ema|raw|posthoc-[\d.e-]+", record.weights):
+        return f"weights is {record.weights!r}, not 'ema', 'raw' or 'posthoc-0.07'"
     return ""
 
 

@@ -12,4 +12,7 @@ Out = Annotated[Path | None, typer.Option("--out", help="Folder to write to.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Fields to set, such as train.images=64000 seed=1.")
 ]
-Weights = Annotated[str, typer.Option("--weights", help="ema (averaged) or raw.")]
+Weights = Annotated[
+    str,
+    typer.Option("--weights", help="ema (averaged), raw, or posthoc-0.07 as made by nanogen ema."),
+]

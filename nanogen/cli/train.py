@@ -41,6 +41,7 @@ def main(
     folder = out or Path("runs") / run.name
     with dist.processes(pick_device(run.machine.device)):
         parts = build(run)
+        run_folder.start(parts)
         hooks = evaluation.hooks(parts, folder)
         # A cache that does not fit is refused before the folder is this run's.
         trainer = DiffusionTrainer(parts)

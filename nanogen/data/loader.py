@@ -10,7 +10,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from nanogen import dist
-from nanogen.errors import UserError
+from nanogen.errors import ConfigError, UserError
 from nanogen.tasks.base import Task
 from nanogen.train.signals import SIGNALS
 from nanogen.types import Batch
@@ -65,6 +65,27 @@ def micro_batches(batch: int, micro: int) -> list[tuple[int, int]]:
     """(offset, size) of the micro-batches of this process within a step."""
     first, last = batch * dist.rank() // dist.world(), batch * (dist.rank() + 1) // dist.world()
     return [(start, min(micro, last - start)) for start in range(first, last, micro)]
+
+
+def check_uncut(coupled: int, batch: int, micro: int | None, processes: int = 1) -> None:
+    """ConfigError where groups of `coupled` samples would be cut, by the end of a step, by one of
+    its `processes` or by micro-batches of at most `micro` images.
+    """
+    share = batch // processes
+    if coupled == 1:
+        return
+    if batch % coupled:
+        problem = f"train.batch={batch}: must be a multiple of it"
+    elif batch % (processes * coupled):
+        problem = (
+            f"train.batch={batch} on {processes} processes: each must get a multiple of it; start "
+            "another number of processes"
+        )
+    elif micro is not None and micro < share and micro % coupled:
+        problem = f"machine.micro_batch={micro}: must be a multiple of it"
+    else:
+        return
+    raise ConfigError(f"this objective compares groups of {coupled} images, and {problem}")
 
 
 def _deaf(worker: int) -> None:

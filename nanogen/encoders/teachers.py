@@ -1,7 +1,7 @@
 """Frozen networks that the terms of an objective learn from, each opened once.
 
     teachers = Teachers(image_size=256)
-    dino = teachers.encoder("dinov2-vit-b[norm]")      # nothing is read yet
+    dino = teachers.encoder("dinov2-vit-b")            # nothing is read yet
     dino.width                                         # 768
     dino(images).patches                               # now it is; the same images again are free
 
@@ -12,12 +12,13 @@ is said before training. On the meta device, where parameters are only counted, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from nanogen.encoders.vision import VisionEncoder, VisionFeatures, find, open_encoder, parse
+from nanogen.errors import ConfigError
 from nanogen.frozen import frozen
 
 M = TypeVar("M", bound=nn.Module)
@@ -36,8 +37,7 @@ class Teacher(Generic[M]):
     @property
     def network(self) -> M:
         if self._network is None:
-            self._network = self._opener().to(self._device)
-            frozen(self._network)
+            self._network = self._opened()
         return self._network
 
     def open(self, device: torch.device) -> None:
@@ -45,14 +45,27 @@ class Teacher(Generic[M]):
         self._device = device
         self.network.to(device)
 
+    def _opened(self) -> M:
+        network = self._opener().to(self._device)
+        frozen(network)
+        return network
+
 
 class EncoderTeacher(Teacher[VisionEncoder]):
     """A vision encoder. Where no gradient is wanted it sees the same images only once."""
 
     def __init__(self, name: str, image_size: int, path: str) -> None:
+        """ConfigError for an unknown name."""
         super().__init__(lambda: open_encoder(name, image_size, path))
         self.name = name
         self.width = find(parse(name)[0]).width
+        self.owners: list[str] = []
+        """the terms that asked for it, for messages"""
+        self.sees_all = False
+        """whether a term reads the features of every image of a batch"""
+        self._size = image_size
+        self._path = path
+        self._checks: list[Check] = []
         self._last: tuple[Tensor, VisionFeatures] | None = None
 
     @property
@@ -60,18 +73,77 @@ class EncoderTeacher(Teacher[VisionEncoder]):
         """Tokens a side."""
         return self.network.grid
 
+    def require(self, check: Check) -> None:
+        """Have `check` see this teacher once it is open, and raise a ConfigError where it does not
+        suit.
+        """
+        self._checks.append(check)
+        if self._network is not None:
+            check(self)
+
+    def require_class_token(self, owner: str) -> None:
+        """Have it refused, once it is open, where it has no class token nor what stands in for
+        one; `owner` is the term that needs it.
+        """
+
+        def check(teacher: EncoderTeacher) -> None:
+            blank = torch.zeros(1, 3, self._size, self._size, device=self._device)
+            with torch.no_grad():
+                cls = self._features(blank).cls
+            if cls is None:
+                raise ConfigError(
+                    f"{owner}.encoder={self.name} has no class token; choose one that has, such as "
+                    "dinov2-vit-b"
+                )
+
+        self.require(check)
+
     def __call__(self, images: Tensor) -> VisionFeatures:
         """float [B, 3, H, W] in [0, 1] -> features, with a gradient where the images have one.
 
         In float32, whatever precision surrounds it.
         """
+        if torch.is_grad_enabled() and images.requires_grad:
+            return self._features(images)
+        if self._last is None or self._last[0] is not images:
+            with torch.no_grad():
+                self._last = images, self._features(images)
+        return self._last[1]
+
+    def rows(self, images: Tensor, rows: Tensor) -> VisionFeatures:
+        """Features, without a gradient, of the images whose numbers are `rows`, int64 [K].
+
+        Where a term reads all of the batch, they come from that pass; elsewhere no other image is
+        looked at.
+        """
+        if self.sees_all:
+            seen = self(images)
+            return VisionFeatures(seen.patches[rows], None if seen.cls is None else seen.cls[rows])
+        with torch.no_grad():
+            return self._features(images[rows])
+
+    def _features(self, images: Tensor) -> VisionFeatures:
         with torch.autocast(images.device.type, enabled=False):
-            if images.requires_grad:
-                return self.network(images.float())
-            if self._last is None or self._last[0] is not images:
-                with torch.no_grad():
-                    self._last = images, self.network(images.float())
-            return self._last[1]
+            return self.network(images.float())
+
+    def _opened(self) -> VisionEncoder:
+        try:
+            self._network = super()._opened()
+        except ConfigError as problem:
+            raise ConfigError(f"{' and '.join(self.owners)}: {problem}") from problem
+        found = self._network.width
+        if found != self.width:
+            raise ConfigError(
+                f"{' and '.join(self.owners)}: {self._path} holds an encoder of width {found}, but "
+                f"{self.name} has {self.width}; give the files of {self.name}, or name the encoder "
+                "that they are of"
+            )
+        for check in self._checks:
+            check(self)
+        return self._network
+
+
+Check: TypeAlias = Callable[[EncoderTeacher], None]
 
 
 class Teachers:
@@ -82,18 +154,30 @@ class Teachers:
         self._encoders: dict[tuple[str, str], EncoderTeacher] = {}
         self._others: list[Teacher[nn.Module]] = []
 
-    def encoder(self, name: str, path: str = "") -> EncoderTeacher:
+    def encoder(
+        self, name: str, path: str = "", *, owner: str = "terms", sees_all: bool = True
+    ) -> EncoderTeacher:
         """The vision encoder `name`, one for all terms that name it; ConfigError for an unknown
-        name. `path` stands in for the hub.
+        name.
+
+        `path` stands in for the hub. `owner` is the term that asks, such as `terms.repa`;
+        `sees_all` whether it reads the features of every image of a batch.
         """
         if (name, path) not in self._encoders:
-            self._encoders[name, path] = EncoderTeacher(name, self.image_size, path)
-        return self._encoders[name, path]
+            try:
+                self._encoders[name, path] = EncoderTeacher(name, self.image_size, path)
+            except ConfigError as problem:
+                raise ConfigError(f"{owner}: {problem}") from problem
+        teacher = self._encoders[name, path]
+        teacher.owners.append(owner)
+        teacher.sees_all |= sees_all
+        return teacher
 
-    def module(self, opener: Callable[[], nn.Module]) -> Teacher[nn.Module]:
+    def module(self, opener: Callable[[], M]) -> Teacher[M]:
         """Any other frozen network."""
-        self._others.append(Teacher(opener))
-        return self._others[-1]
+        teacher = Teacher(opener)
+        self._others.append(teacher)  # ty: ignore[invalid-argument-type]
+        return teacher
 
     def open(self, device: torch.device) -> None:
         """Open all that were asked for."""

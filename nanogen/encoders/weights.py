@@ -60,24 +60,30 @@ def read_tensors(file: Path, wrappers: Sequence[str] = WRAPPERS) -> dict[str, Te
     parallel and compiled modules. They may lie in the file still: copy before the file changes.
     ConfigError for a file that cannot be read so.
     """
+    found = read_plain(file)
+    while isinstance(found, Mapping) and (inner := [key for key in wrappers if key in found]):
+        found = found[inner[0]]
+    if not isinstance(found, Mapping) or not all(isinstance(t, Tensor) for t in found.values()):
+        raise ConfigError(f"{file} holds something else than tensors by name; give a state dict")
+    return {bare_name(str(name)): tensor for name, tensor in found.items()}
+
+
+def read_plain(file: Path) -> Any:
+    """What a .safetensors, .pt or .pth file holds, by torch's reader of plain weights: nothing is
+    unpickled that could run. Its tensors may lie in the file still. ConfigError where it cannot be
+    read so.
+    """
     try:
-        found: Any
         if file.suffix == ".safetensors":
-            found = safetensors.torch.load_file(file)
-        else:
-            # Files from before torch 1.6 are no archives and cannot be mapped.
-            mapped = zipfile.is_zipfile(file)
-            found = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+            return safetensors.torch.load_file(file)
+        # Files from before torch 1.6 are no archives and cannot be mapped.
+        mapped = zipfile.is_zipfile(file)
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as problem:  # a foreign file can be broken in any way
         reason = hub.reason(problem)
         raise ConfigError(
             f"{file} is not a readable file of weights: {reason}; get it anew, or give another"
         ) from problem
-    while isinstance(found, Mapping) and (inner := [key for key in wrappers if key in found]):
-        found = found[inner[0]]
-    if not isinstance(found, Mapping) or not all(isinstance(t, Tensor) for t in found.values()):
-        raise ConfigError(f"{file} holds something else than tensors by name; give a state dict")
-    return {_bare(str(name)): tensor for name, tensor in found.items()}
 
 
 def fill(
@@ -115,7 +121,8 @@ def fill(
     module.load_state_dict(copies, assign=True)
 
 
-def _bare(name: str) -> str:
+def bare_name(name: str) -> str:
+    """A weight's name without the prefixes of parallel and compiled modules."""
     while name.startswith(PREFIXES):
         name = name.partition(".")[2]
     return name

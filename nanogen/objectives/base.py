@@ -22,6 +22,7 @@ from nanogen import rng
 from nanogen.encoders.teachers import Teachers
 from nanogen.errors import ConfigError
 from nanogen.objectives import path
+from nanogen.objectives.refusals import check_together
 from nanogen.types import (
     Backbone,
     Batch,
@@ -103,6 +104,10 @@ class Step:
     """the objective's own regression loss, [B] for each leaf given, of another prediction"""
     data: State | None = None
     """predicted data; None unless the network predicts data"""
+    times: Callable[[Tensor], Tensor] | None = None
+    """times [K] that this objective gives to the samples of any keys, int64 [K]; None where a time
+    is no function of the key alone
+    """
 
 
 class Term(nn.Module):
@@ -126,6 +131,8 @@ class Term(nn.Module):
     """whether it reads `batch.images`: with a cache of latents they are read for such terms only"""
     needs_data: bool = False
     """whether it reads `step.data`, which only a network that predicts data has"""
+    needs_leaves: tuple[str, ...] = ()
+    """leaves of other terms whose tokens it reads"""
 
     def clean_leaves(self, batch: Batch) -> State:
         """Clean values `[B, width]` of the leaves of this term."""
@@ -147,11 +154,15 @@ class Objective(nn.Module, ABC):
     """heads that it reads itself"""
     guides_itself: bool = False
     """whether guidance is a number that the network is told (`scalars_of`), not a second branch"""
+    coupled: int = 1
+    """so many samples that follow each other, counted from the start of a batch, share a loss:
+    no micro-batch and no process may cut them
+    """
 
     def __init__(
         self, facts: Facts, terms: Mapping[str, Term], predicts_data: bool = False
     ) -> None:
-        """ConfigError where a term does not suit what the network predicts."""
+        """ConfigError where a term does not suit what the network predicts, or another term."""
         super().__init__()
         self.seed = facts.seed
         self.terms = nn.ModuleDict(terms)
@@ -160,8 +171,10 @@ class Objective(nn.Module, ABC):
             if term.needs_data and not predicts_data:
                 raise ConfigError(
                     f"terms.{name} compares predicted images, but this objective predicts "
-                    f"velocities; choose objective.prediction=x, or terms.{name}=off"
+                    "velocities; choose objective=flow with objective.prediction=x, or "
+                    f"objective=pixel-meanflow, or terms.{name}=off"
                 )
+        check_together(self.added, self.own_heads)
 
     @property
     def added(self) -> dict[str, Term]:

@@ -96,9 +96,7 @@ class Flow(Objective):
 
     def forward(self, network: Backbone, inputs: Inputs) -> Losses:
         clean, keys = self.clean(inputs), inputs.batch.keys
-        t = path.logit_normal(
-            rng.normal(self.seed, "time", keys, ()), self.mean, self.config.time_std
-        )
+        t = self.times(keys)
         noise = self.noise(clean, keys)
         noisy = path.leafwise(lambda x, e: path.mix(x, e, t), clean, noise)
         prediction = network(noisy, t, inputs.condition, want=self.want)
@@ -118,8 +116,14 @@ class Flow(Objective):
             target=target,
             errors=errors,
             data=prediction.state if self.predicts_data else None,
+            times=self.times,
         )
         return self.collected("flow", step)
+
+    def times(self, keys: Tensor) -> Tensor:
+        """Times [B] of the samples of some keys, int64 [B]."""
+        drawn = rng.normal(self.seed, "time", keys, ())
+        return path.logit_normal(drawn, self.mean, self.config.time_std)
 
     def velocity(self, prediction: State, noisy: State, t: Tensor) -> State:
         if self.config.prediction == "v":

@@ -2,53 +2,57 @@
 
 The noise of a sample is a function of (sampling seed, index of the sample). So sample 7 is the
 same picture in a batch of 1 or of 100, on one process or on many, during training or after it, but
-for the rounding of sums: a grey level here and there.
+for the rounding of sums: a grey level here and there. The noise that a stochastic solver adds is a
+function of the step besides.
+
+    sampler = open_run(folder).parts.sampler()
+    images = sampler.draw(Request(torch.arange(4), labels=torch.arange(4)))
+    sampler.counts().network_calls
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-import chz
 import torch
 from torch import Tensor
 
 from nanogen import rng
-from nanogen.errors import ConfigError, suggest
 from nanogen.objectives.base import Objective
 from nanogen.objectives.path import shift_ratio
-from nanogen.sampling.guidance import Guidance, guided
-from nanogen.sampling.schedule import times
-from nanogen.sampling.solvers import SOLVERS, Field
+from nanogen.sampling.branches import Asked, Branch, Branches, Network, Tally
+from nanogen.sampling.guidance import autoguided, guided
+from nanogen.sampling.schedule import stochastic_times, times
+from nanogen.sampling.settings import SDE, Sampling
+from nanogen.sampling.solvers import SOLVERS, Field, Last, Solver
+from nanogen.sampling.stochastic import DIFFUSIONS, Noise, stochastic
 from nanogen.types import Backbone, Condition, Conditioner, Request, State, Tokenizer, to_uint8
 
 
-@chz.chz
-class Sampling:
-    solver: str = "euler"
-    steps: int = 50
-    shift_base: int | None = chz.field(
-        default=4096, doc="latent size at which the time grid is uniform; None: always"
-    )
-    guidance: Guidance = chz.field(default_factory=Guidance)
-    seed: int = 0
-    batch: int = chz.field(default=50, doc="samples at once; changes speed, memory and rounding")
+@dataclass(frozen=True)
+class Counts:
+    """What drawing one sample costs, and how much of it is guided.
 
-    @chz.validate
-    def _ranges(self) -> None:
-        if self.solver not in SOLVERS:
-            raise ConfigError(f"sampling.solver={self.solver!r}: {suggest(self.solver, SOLVERS)}")
-        for name in ("steps", "batch"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"sampling.{name}={getattr(self, name)}: must be at least 1")
-        if self.shift_base is not None and self.shift_base < 1:
-            raise ConfigError(f"sampling.shift_base={self.shift_base}: must be 1 or more, or None")
+    The share of guided steps depends on the shift: scales of guidance are comparable only where it
+    is equal.
+    """
+
+    evaluations: int
+    """of the guided velocity: NFE"""
+    network_calls: int
+    """of any network, on any branch"""
+    auto_calls: int
+    """of the bad model's network"""
+    guided_steps: int
+    """steps that start inside the interval of classifier-free guidance"""
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """Everything that turns requests into images."""
+    """Everything that turns requests into images. ConfigError where settings do not suit the
+    objective.
+    """
 
     backbone: Backbone
     objective: Objective
@@ -58,6 +62,13 @@ class Sampler:
     """widths of the leaves beside the image"""
     sampling: Sampling
     device: torch.device
+    bad: Network | None = None
+    """the bad model of `sampling.auto`"""
+
+    def __post_init__(self) -> None:
+        self.sampling.check(self.objective)
+        if (self.bad is None) == self.sampling.auto.on:
+            raise RuntimeError("a sampler has a bad model exactly where sampling.auto is on")
 
     def stream(self, request: Request) -> Iterator[tuple[Request, Tensor]]:
         """Batches of requests with their images, uint8 [B, 3, H, W], on the device."""
@@ -68,43 +79,128 @@ class Sampler:
     @torch.no_grad()
     def draw(self, request: Request) -> Tensor:
         """Images of one batch, float [B, 3, H, W] in [0, 1]."""
-        condition = self.conditioner.encode(request).to(self.device)
-        null = self.conditioner.null(len(request)).to(self.device)
-        field = self._field(condition)
-        if not self.objective.guides_itself:
-            field = guided(field, self._field(null), self.sampling.guidance)
-        latent = self.tokenizer.spec
-        base = self.sampling.shift_base
-        grid = times(self.sampling.steps, 1.0 if base is None else shift_ratio(latent.dim, base))
-        state = SOLVERS[self.sampling.solver](field, self.noise(request.indices), grid)
-        return self.tokenizer.decode(state["image"]).float().clamp(0, 1)
+        return self.tokenizer.decode(self.latents(request)["image"]).float().clamp(0, 1)
+
+    @torch.no_grad()
+    def latents(self, request: Request) -> State:
+        """The state of one batch at t = 0, before it is decoded: the image and every other leaf."""
+        noise = self.noise(request.indices)
+        return self._solved(
+            self._branches(request), noise, lambda step: self.step_noise(request.indices, step)
+        )
 
     def noise(self, indices: Tensor) -> State:
         """The state at t = 1 of samples `indices` [B]."""
+        return self._normal("sample", indices)
+
+    def step_noise(self, indices: Tensor, step: int) -> State:
+        """What a stochastic solver adds to samples `indices` [B] in a step, counted from 0."""
+        return self._normal(f"sample/{step}", indices)
+
+    def times(self) -> list[float]:
+        """The grid of the solver, from 1 to 0."""
+        sampling, base = self.sampling, self.sampling.shift_base
+        ratio = 1.0 if base is None else shift_ratio(self.tokenizer.spec.dim, base)
+        return (stochastic_times if sampling.solver == SDE else times)(sampling.steps, ratio)
+
+    def counts(self) -> Counts:
+        """Found by the solver itself, walking with branches that only count."""
+        whole, conditional, null, bad = (Tally() for _ in range(4))
+        self._walk(whole.velocity, whole.data, {}, lambda step: {})
+        branches = Branches(conditional, null, None if self.bad is None else bad)
+        self._solved(branches, {}, lambda step: {})
+        return Counts(
+            evaluations=whole.calls,
+            network_calls=conditional.calls + null.calls + bad.calls,
+            auto_calls=bad.calls,
+            guided_steps=sum(self.sampling.guidance.covers(t) for t in self.times()[:-1]),
+        )
+
+    def facts(self) -> dict[str, str | int | float | list[float]]:
+        """What a record says of how its samples were drawn; what is not in use is left out."""
+        sampling, counts = self.sampling, self.counts()
+        guidance, internal, auto = sampling.guidance, sampling.internal, sampling.auto
+        found: dict[str, str | int | float | list[float]] = {
+            "solver": sampling.solver,
+            "steps": sampling.steps,
+            "guidance": guidance.scale,
+            "interval": [guidance.low, guidance.high],
+            "seed": sampling.seed,
+            "evaluations": counts.evaluations,
+            "network_calls": counts.network_calls,
+            "guided_steps": counts.guided_steps,
+        }
+        if sampling.solver == SDE:
+            found["diffusion"] = sampling.diffusion
+        if sampling.final != Sampling().final:
+            found["final"] = sampling.final
+        if guidance.leaves is not None:
+            found["guidance_leaves"] = guidance.leaves
+        if internal.on:
+            found |= {
+                "internal": internal.scale,
+                "internal_interval": [internal.low, internal.high],
+            }
+            if internal.null_scale is not None:
+                found["internal_null"] = internal.null_scale
+        if self.bad is not None:
+            found |= {"auto": auto.scale, "auto_interval": [auto.low, auto.high]}
+            found |= {"auto_run": auto.run, "auto_weights": auto.weights}
+            found |= {"auto_seen": self.bad.seen, "auto_calls": counts.auto_calls}
+        return found
+
+    def _normal(self, purpose: str, indices: Tensor) -> State:
+        """N(0, 1) for every leaf, a function of (sampling seed, purpose, leaf, index) alone."""
         latent, keys = self.tokenizer.spec, indices.to(self.device)
         shapes: dict[str, tuple[int, ...]] = {
             "image": (latent.channels, latent.height, latent.width)
         }
         shapes |= {leaf: (width,) for leaf, width in self.leaves.items()}
         return {
-            leaf: rng.normal(self.sampling.seed, f"sample/{leaf}", keys, shape)
+            leaf: rng.normal(self.sampling.seed, f"{purpose}/{leaf}", keys, shape)
             for leaf, shape in shapes.items()
         }
 
-    def _field(self, condition: Condition) -> Field:
-        objective, told = self.objective, self.objective.scalars_of(self.sampling.guidance)
+    def _branches(self, request: Request) -> Branches:
+        sampling, count = self.sampling, len(request)
+        network = Network(self.backbone, self.objective, self.conditioner)
 
-        def rows(value: float) -> Tensor:
-            return torch.full((len(condition),), value, device=self.device)
+        def branch(of: Network, condition: Condition, internal: Callable[[float], float]) -> Branch:
+            told = of.objective.scalars_of(sampling.guidance)
+            return Branch(of, condition.to(self.device), told, internal)
 
-        def field(state: State, t: float, to: float) -> State:
-            prediction = self.backbone(
-                state,
-                rows(t),
-                condition,
-                interval=rows(t - to) if objective.interval else None,
-                scalars={name: rows(value) for name, value in told.items()} or None,
-            )
-            return objective.velocity(prediction.state, state, rows(t))
+        return Branches(
+            branch(network, self.conditioner.encode(request), sampling.internal.at),
+            branch(network, self.conditioner.null(count), sampling.internal.at_null),
+            None
+            if self.bad is None
+            else branch(self.bad, self.bad.conditioner.encode(request), lambda t: 1.0),
+        )
 
-        return field
+    def _solved(self, branches: Branches, state: State, noise: Noise) -> State:
+        """The state at t = 0, from that at t = 1 and the noise of each step."""
+        velocity = self._combined(branches, lambda branch: branch.velocity)
+        data = self._combined(branches, lambda branch: branch.data)
+        return self._walk(velocity, data, state, noise)
+
+    def _combined(self, branches: Branches, read: Callable[[Asked], Field]) -> Field:
+        """Velocity or data, guided."""
+        field = read(branches.conditional)
+        if branches.bad is not None:
+            field = autoguided(field, read(branches.bad), self.sampling.auto)
+        if self.objective.guides_itself:
+            return field
+        return guided(field, read(branches.null), self.sampling.guidance)
+
+    def _walk(self, velocity: Field, data: Field, state: State, noise: Noise) -> State:
+        def to_data(state: State, t: float) -> State:
+            return data(state, t, 0.0)
+
+        sampling = self.sampling
+        solver: Solver = (
+            stochastic(DIFFUSIONS[sampling.diffusion], noise)
+            if sampling.solver == SDE
+            else SOLVERS[sampling.solver]
+        )
+        last: Last | None = to_data if sampling.final == "data" else None
+        return solver(velocity, state, self.times(), last)

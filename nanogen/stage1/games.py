@@ -26,7 +26,7 @@ from nanogen.stage1.adversarial import DISCRIMINATOR_LOSSES
 from nanogen.stage1.augment import Augmentation
 from nanogen.stage1.dino import load_trunk
 from nanogen.stage1.discriminators import DinoDiscriminator, PatchDiscriminator
-from nanogen.train.optim import AdamWConfig
+from nanogen.train.adamw import AdamWConfig
 from nanogen.train.schedule import Schedule
 from nanogen.train.settings import Machine
 

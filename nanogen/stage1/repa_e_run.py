@@ -198,8 +198,9 @@ def rules(run: RepaERun) -> Rules:
 
 def check(run: RepaERun) -> None:
     """Refuse values that contradict each other or have no effect, naming the fields."""
-    if run.machine.compile:
-        raise ConfigError("machine.compile has no effect on the training of a tokenizer")
+    for name in ("compile", "recompute"):
+        if getattr(run.machine, name):
+            raise ConfigError(f"machine.{name} has no effect on the training of a tokenizer")
     if run.machine.micro_batch is not None:
         raise ConfigError(
             f"machine.micro_batch={run.machine.micro_batch}: latents are normalised by statistics "

@@ -135,8 +135,9 @@ def build(run: TokenizerRun) -> TokenizerParts:
 
 def check(run: TokenizerRun) -> None:
     """Refuse values that contradict each other or have no effect, naming the fields."""
-    if run.machine.compile:
-        raise ConfigError("machine.compile has no effect on the training of a tokenizer")
+    for name in ("compile", "recompute"):
+        if getattr(run.machine, name):
+            raise ConfigError(f"machine.{name} has no effect on the training of a tokenizer")
     if run.evaluation.every and not run.evaluation.metrics:
         raise ConfigError(
             "evaluation.every has no effect without evaluation.metrics; name some or set it to 0"

@@ -142,8 +142,19 @@ def load(path: Path, restore: Callable[[Callable[[str], dict[str, Tensor]]], Non
 
     `restore` is given a function that reads a group by its name.
     """
+
+    def group(name: str) -> dict[str, Tensor]:
+        file = path / f"{name}.safetensors"
+        if not file.exists():
+            raise CheckpointError(
+                f"checkpoint {path} has no {file.name}, as one that was converted: it can be "
+                "sampled, but training does not go on from it; start another run from its averaged "
+                f"weights with train.start={path.parent.parent}"
+            )
+        return load_file(file)
+
     try:
-        restore(lambda name: load_file(path / f"{name}.safetensors"))
+        restore(group)
         return Progress(**json.loads((path / STATE).read_text(encoding="utf-8")))
     except (RuntimeError, SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         raise _unfit(path, error) from error

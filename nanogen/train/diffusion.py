@@ -9,29 +9,39 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Iterator, Mapping
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from nanogen import dist
 from nanogen.cache.use import training_task
-from nanogen.data.loader import micro_batches
+from nanogen.data.loader import check_uncut, micro_batches
+from nanogen.errors import ConfigError
 from nanogen.model import to_device
 from nanogen.run import Parts
-from nanogen.train import checkpoint
+from nanogen.train import checkpoint, posthoc
 from nanogen.train.ema import Ema
+from nanogen.train.loop import due
+from nanogen.train.power_ema import PowerEma
+from nanogen.train.settings import Machine
 from nanogen.train.trainer import Trainer
 from nanogen.types import Batch
 
 
 class DiffusionTrainer(Trainer):
-    """The trainer of a `Run`. Its checkpoints hold `model`, `ema` and `optimiser`."""
+    """The trainer of a `Run`. Its checkpoints hold `model`, `ema` and `optimiser`, and `posthoc`
+    where averages of several widths are kept.
+    """
 
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts.run, training_task(parts), parts.device)
         self.parts, self.run = parts, parts.run
-        model = parts.model
+        model, train = parts.model, self.run.train
+        micro = self.run.machine.micro_batch
+        check_uncut(model.objective.coupled, train.batch, micro, dist.world())
+        _prepare(model.backbone, self.run.machine)
         if dist.world() > 1:
             devices = [parts.device.index or 0] if parts.device.type == "cuda" else None
             self.network: nn.Module = nn.parallel.DistributedDataParallel(
@@ -39,10 +49,9 @@ class DiffusionTrainer(Trainer):
             )
         else:
             self.network = model
-        if self.run.machine.compile:
-            self.network = cast(nn.Module, torch.compile(self.network))
         # Built from the wrapped model: weights are the same on every process from here on.
-        self.ema = Ema(model.trained(), self.run.train.ema, self.run.train.ema_warmup)
+        self.ema = Ema(model.trained(), train.ema, train.ema_warmup)
+        self.powers = PowerEma(model.trained(), train.posthoc)
         self.optimiser = self.run.optimiser.build(model.trained())
         self.rates = [group["lr"] for group in self.optimiser.param_groups]
 
@@ -63,22 +72,34 @@ class DiffusionTrainer(Trainer):
         if self.accepts(values):
             self.optimiser.step()
             self.ema.update(progress.steps)
+        # The weights after a refused step are those before it, for as long as any.
+        self.powers.update(progress.seen + train.batch, train.batch)
         self.optimiser.zero_grad(set_to_none=True)
         return values | {"learning_rate_factor": factor}
 
     def groups(self) -> dict[str, Mapping[str, Tensor]]:
         model = self.parts.model
-        return {
+        found: dict[str, Mapping[str, Tensor]] = {
             "model": {name: p.detach() for name, p in model.state_dict().items()},
             "ema": self.ema.values,
             "optimiser": checkpoint.moments(self.optimiser, model.trained()),
         }
+        if self.run.train.posthoc:
+            found["posthoc"] = self.powers.named()
+        return found
 
     def restore(self, read: Callable[[str], dict[str, Tensor]]) -> None:
         model = self.parts.model
         model.load_state_dict(read("model"), strict=True)
         checkpoint.restore_averages(self.ema, read("ema"))
         checkpoint.restore_moments(self.optimiser, model.trained(), read("optimiser"))
+        if self.run.train.posthoc:
+            self.powers.restore(read("posthoc"))
+
+    def keep(self, folder: Path) -> None:
+        train, seen = self.run.train, self.progress.seen
+        if train.posthoc and dist.rank() == 0 and due(self.run, seen, train.snapshot_every):
+            posthoc.keep(folder, self.powers, seen)
 
     @contextlib.contextmanager
     def averaged(self) -> Generator[None, None, None]:
@@ -122,3 +143,20 @@ class DiffusionTrainer(Trainer):
         """Micro-batches before the last keep their gradients: one reduction a step."""
         wait = getattr(self.network, "no_sync", contextlib.nullcontext)
         return wait()
+
+
+def _prepare(backbone: nn.Module, machine: Machine) -> None:
+    """Have a backbone compiled or recomputed, in place: names of parameters stay as they are.
+
+    Objectives are never compiled: they draw random numbers and choose branches, and a compiler
+    would do so once for all steps. ConfigError where a backbone cannot be recomputed.
+    """
+    if machine.recompute:
+        if not hasattr(backbone, "recompute"):
+            raise ConfigError(
+                "machine.recompute=True: this backbone keeps all activations; leave it out, and "
+                "lower machine.micro_batch to save memory"
+            )
+        cast(Any, backbone).recompute = True
+    if machine.compile:
+        backbone.compile()

@@ -1,6 +1,6 @@
 """The training loop: one clock, `seen`, the number of images consumed.
 
-    step -> log -> save -> stop? -> due (sample | evaluate)?
+    step -> log -> keep averages -> save -> stop? -> due (sample | evaluate)?
 
 The loop knows nothing of what is trained: that is a `Trainer`. What is due at a moment (evaluate,
 sample, save) is a function of `seen`, so a run that was killed and resumed does the same things at
@@ -80,12 +80,13 @@ def _steps(trainer: Trainer, folder: Path, hooks: Hooks, display: Display, check
         while progress.seen < run.train.images:
             values = trainer.step(stream)
             _gather(progress, values)
-            if _due(run, progress.seen, run.train.log_every):
+            if due(run, progress.seen, run.train.log_every):
                 line = _line(progress, time.monotonic() - started, first)
                 if log is not None:
                     log.write(line)
             display.show(progress.seen, values["loss"])
-            if _due(run, progress.seen, run.train.save_every):
+            trainer.keep(folder)
+            if due(run, progress.seen, run.train.save_every):
                 _save(folder, trainer)
             check()
             _observe(trainer, hooks, check)
@@ -94,8 +95,8 @@ def _steps(trainer: Trainer, folder: Path, hooks: Hooks, display: Display, check
 def _observe(trainer: Trainer, hooks: Hooks, check: Check) -> None:
     """Draw and measure the averaged weights where that is due; every run is measured at its end."""
     run, seen = trainer.settings, trainer.progress.seen
-    sample = run.train.sample_every and _due(run, seen, run.train.sample_every)
-    evaluate = _due(run, seen, run.evaluation.every or run.train.images)
+    sample = run.train.sample_every and due(run, seen, run.train.sample_every)
+    evaluate = due(run, seen, run.evaluation.every or run.train.images)
     if sample or evaluate:
         with trainer.averaged():
             if sample:
@@ -132,7 +133,7 @@ def _line(progress: Progress, seconds: float, first: int) -> dict[str, float | i
     }
 
 
-def _due(run: Trainable, seen: int, every: int) -> bool:
+def due(run: Trainable, seen: int, every: int) -> bool:
     """Whether the step that ended at `seen` passed a multiple of `every`, or was the last."""
     return seen >= run.train.images or seen // every > (seen - run.train.batch) // every
 

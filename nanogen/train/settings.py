@@ -7,6 +7,7 @@ from typing import Literal, TypeVar
 import chz
 
 from nanogen.errors import ConfigError
+from nanogen.train.power_ema import WIDEST
 
 
 @chz.chz
@@ -61,6 +62,39 @@ class ConditionalTraining(Training):
 
 
 @chz.chz
+class AveragedTraining(ConditionalTraining):
+    """With averages whose length is chosen after training (EDM2, arXiv 2312.02696)."""
+
+    posthoc: tuple[float, ...] = chz.field(
+        default=(), doc="relative widths of such averages, such as 0.05,0.10; empty: none are kept"
+    )
+    posthoc_every: int | None = chz.field(
+        default=None, doc="images between snapshots of them; None: a sixteenth of train.images"
+    )
+
+    @chz.validate
+    def _widths(self) -> None:
+        widths, every = self.posthoc, self.posthoc_every
+        if not all(0 < width < WIDEST for width in widths) or len(set(widths)) < len(widths):
+            raise ConfigError(
+                f"train.posthoc={','.join(map(str, widths))}: give different widths between 0 and "
+                f"{WIDEST:.4f}"
+            )
+        if every is not None and every < 1:
+            raise ConfigError(f"train.posthoc_every={every}: must be at least 1, or None")
+        if every is not None and not widths:
+            raise ConfigError(
+                f"train.posthoc_every={every} has no effect without train.posthoc; set that to "
+                "0.05,0.10 or leave this out"
+            )
+
+    @property
+    def snapshot_every(self) -> int:
+        """Images between snapshots of the averages of `posthoc`."""
+        return self.posthoc_every or max(1, self.images // 16)
+
+
+@chz.chz
 class Machine:
     """Where and how fast. Nothing here is part of what a run is.
 
@@ -73,7 +107,10 @@ class Machine:
         default=None, doc="most images at once on a process; None: no limit"
     )
     workers: int = chz.field(default=0, doc="processes that read data ahead")
-    compile: bool = False
+    compile: bool = chz.field(default=False, doc="compile the forward pass of the backbone")
+    recompute: bool = chz.field(
+        default=False, doc="compute activations again in the backward pass: slower, less memory"
+    )
 
     @chz.validate
     def _counts(self) -> None:
@@ -90,8 +127,11 @@ T = TypeVar("T", bound=Training)
 
 def without_habits(train: T) -> T:
     """The same training; what is written down when is back at its default."""
-    habits = ("log_every", "save_every", "keep", "sample_every")
-    return chz.replace(train, **{name: getattr(Training(), name) for name in habits})
+    habits = ("log_every", "save_every", "keep", "sample_every", "posthoc_every")
+    default = type(train)()
+    return chz.replace(
+        train, **{name: getattr(default, name) for name in habits if hasattr(default, name)}
+    )
 
 
 def check_name_and_seed(name: str, seed: int) -> None:

@@ -16,6 +16,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -92,6 +93,12 @@ class Trainer(ABC):
     @abstractmethod
     def averaged(self) -> AbstractContextManager[None]:
         """Within, networks are in eval mode and hold the averaged weights."""
+
+    def keep(self, folder: Path) -> None:  # noqa: B027  (most trainers keep nothing)
+        """Write into a run folder what is due at this moment besides checkpoints, on the first
+        process. Called on every process after each step, and before a checkpoint that is due:
+        what was due up to a checkpoint is there if the checkpoint is.
+        """
 
     def step(self, stream: Iterator[Batch]) -> dict[str, float]:
         """`update`, and the clock moves on by a batch."""

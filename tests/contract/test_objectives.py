@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
-from parts import built, entries, images, small
+from parts import entries, images, small, term_config
 from torch import Tensor, nn
 
-from nanogen import registry
 from nanogen.backbones.ddt import DdtConfig
 from nanogen.conditioners.labels import Labels
+from nanogen.encoders.teachers import Teachers
 from nanogen.model import Model
-from nanogen.objectives.base import Facts, Term
+from nanogen.objectives.base import Facts, Objective, Term
+from nanogen.objectives.flow import FlowConfig
 from nanogen.registry import Entry
 from nanogen.tokenizers.pixels import PixelsConfig
 from nanogen.types import Batch, LabelCondition
@@ -19,37 +22,47 @@ from nanogen.types import Batch, LabelCondition
 SIZE, CLASSES, COUNT = 32, 4, 6
 TOKENIZER = PixelsConfig(patch=8).build(SIZE)
 FACTS = Facts(
-    seed=3, latent=TOKENIZER.spec, image_size=SIZE, feature_width=32, decode=TOKENIZER.decode
+    seed=3,
+    latent=TOKENIZER.spec,
+    image_size=SIZE,
+    feature_width=32,
+    decode=TOKENIZER.decode,
+    blocks=2,
+    batch=COUNT,
+    teachers=Teachers(SIZE),
 )
 
 
-def with_terms(objective: Entry, terms: dict[str, Term]) -> Model:
+def model_with(objective: Objective) -> Model:
     """A small model whose output is not zero."""
-    torch.manual_seed(0)
     labels = Labels(CLASSES)
-    made = objective.target().build(FACTS, terms)
-    backbone = small(DdtConfig).build(TOKENIZER.spec, labels.spec, made.wiring)
-    model = Model(backbone, made, labels, dropout=0.3)
+    backbone = small(DdtConfig).build(TOKENIZER.spec, labels.spec, objective.wiring)
+    model = Model(backbone, objective, labels, dropout=0.3)
     for p in model.parameters():
         if not p.any():
             p.data = 0.1 * torch.randn(p.shape)
     return model
 
 
-def of_term(term: Entry) -> Model:
-    part = built(term, lambda: term.target().build(FACTS))
-    return with_terms(registry.entries("objective")[0], {term.name: part})
+def of_objective(entry: Entry) -> Model:
+    torch.manual_seed(0)
+    return model_with(small(entry.target, group=2).build(FACTS, {}))
+
+
+def of_term(entry: Entry) -> Model:
+    """With flow matching, of data where the term reads predicted data."""
+    torch.manual_seed(0)
+    term: Term = term_config(entry).build(FACTS)
+    flow = FlowConfig(prediction="x" if term.needs_data else "v")
+    return model_with(flow.build(FACTS, {entry.name: term}))
 
 
 MODELS = [
-    *[pytest.param(with_terms, p.values[0], marks=p.marks, id=p.id) for p in entries("objective")],
-    *[pytest.param(of_term, p.values[0], marks=p.marks, id=p.id) for p in entries("term")],
+    pytest.param(make, p.values[0], marks=p.marks, id=p.id)
+    for make, kind in ((of_objective, "objective"), (of_term, "term"))
+    for p in entries(kind)
 ]
 models = pytest.mark.parametrize("make, entry", MODELS)
-
-
-def model_of(make, entry: Entry) -> Model:
-    return make(entry, {}) if make is with_terms else make(entry)
 
 
 def batch(rows: slice = slice(None)) -> Batch:
@@ -66,9 +79,15 @@ def total(model: Model, given: Batch) -> Tensor:
     return sum(weights[name] * part.sum() for name, part in parts.items()) / COUNT
 
 
+def uncut(sizes: tuple[int, ...], coupled: int) -> list[int]:
+    """Sizes with every cut moved on to the end of its group of samples that share a loss."""
+    ends = sorted({-(-end // coupled) * coupled for end in itertools.accumulate(sizes)})
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
 @models
 def test_one_finite_loss_for_each_sample(make, entry: Entry) -> None:
-    parts, weights = losses(model_of(make, entry), batch())
+    parts, weights = losses(make(entry), batch())
     assert parts.keys() == weights.keys() and parts
     for name, part in parts.items():
         assert part.shape == (COUNT,) and part.isfinite().all(), name
@@ -77,7 +96,7 @@ def test_one_finite_loss_for_each_sample(make, entry: Entry) -> None:
 
 @models
 def test_gradient_reaches_the_backbone_and_all_heads(make, entry: Entry) -> None:
-    model = model_of(make, entry)
+    model = make(entry)
     total(model, batch()).backward()
     for name, p in model.trained().items():
         assert p.grad is not None and p.grad.isfinite().all(), name
@@ -90,10 +109,10 @@ def test_gradient_reaches_the_backbone_and_all_heads(make, entry: Entry) -> None
 def test_the_split_into_micro_batches_changes_nothing(
     make, entry: Entry, sizes: tuple[int, ...]
 ) -> None:
-    whole, split = model_of(make, entry), model_of(make, entry)
+    whole, split = make(entry), make(entry)
     total(whole, batch()).backward()
     value, start = 0.0, 0
-    for size in sizes:
+    for size in uncut(sizes, whole.objective.coupled):
         share = total(split, batch(slice(start, start + size)))
         share.backward()
         value, start = value + share.item(), start + size
@@ -104,7 +123,7 @@ def test_the_split_into_micro_batches_changes_nothing(
 
 @models
 def test_the_same_step_again_is_the_same(make, entry: Entry) -> None:
-    model = model_of(make, entry)
+    model = make(entry)
     first, _ = losses(model, batch())
     torch.manual_seed(99)
     again, _ = losses(model, batch())
@@ -113,7 +132,7 @@ def test_the_same_step_again_is_the_same(make, entry: Entry) -> None:
 
 @models
 def test_velocity_has_the_leaves_of_the_state(make, entry: Entry) -> None:
-    model = model_of(make, entry)
+    model = make(entry)
     objective, extra = model.objective, dict(model.objective.leaves)
     noisy = {"image": torch.randn(2, 3, SIZE, SIZE)}
     noisy |= {leaf: torch.randn(2, width) for leaf, width in extra.items()}
@@ -125,7 +144,7 @@ def test_velocity_has_the_leaves_of_the_state(make, entry: Entry) -> None:
 
 @pytest.mark.parametrize("entry", entries("term"))
 def test_teachers_are_frozen_and_not_saved(entry: Entry) -> None:
-    term = built(entry, lambda: entry.target().build(FACTS))
+    term = term_config(entry).build(FACTS)
     size = sum(p.numel() for p in term.parameters())
     assert all(p.requires_grad for p in term.parameters())
     assert size < 20e6, "a teacher is no part of the term: keep it out of the module tree"

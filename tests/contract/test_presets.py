@@ -78,9 +78,9 @@ def test_metrics_exist_and_fit(name: str) -> None:
 
 PIXELS, F8D4, F8D16, F16D32 = 615_252_244, 611_304_996, 611_556_948, 611_388_980
 FLUX2, WIDE, WIDER = 611_892_884, 615_252_244, 616_595_988
+MEANFLOW, TWICE = 613_229_092, "meanflow-sdvae-mse"
 SIZES = {
-    "jit": PIXELS,
-    "pixnerd": PIXELS,
+    **dict.fromkeys(("jit", "pixnerd", "pixelgen"), PIXELS),
     **dict.fromkeys(("sdvae-ema", "sdvae-mse", "sdxl-vae"), F8D4),
     **dict.fromkeys(("sd3.5", "flux", "qwen-vae", "e2e-flux", "e2e-sd3.5", "e2e-qwen-vae"), F8D16),
     "e2e-vavae": F16D32,
@@ -89,16 +89,33 @@ SIZES = {
         (f"rae-{n}" for n in ("dinov2-vit-b", "dinov3-vit-b16", "siglip2-vit-b")), WIDE
     ),
     **dict.fromkeys((f"rae-{n}" for n in ("pe-vit-l", "langpe-vit-l", "spatialpe-vit-l")), WIDER),
+    "sdvae-ema-reg": 615_342_628,
+    "flux2-reg": 615_930_516,
+    **dict.fromkeys((f"rae-{n}-reg" for n in ("dinov2-vit-b", "dinov3-vit-b16")), 619_289_876),
+    **dict.fromkeys((f"{TWICE}{n}" for n in ("", "-2", "-unguided", "-unguided-2")), MEANFLOW),
+    "table1-rae": 838_406_644,
+    **dict.fromkeys(("table1-e2e-vavae", "table1-e2e-vavae-repa"), 680_081_568),
+    "table1-pixnerd": 446_161_768,
+    "table1-jit": 87_994_624,
+    "table1-pixelgen": 457_558_480,
 }
 """parameters of each method's backbone with class labels"""
+LARGE = {"flux2": 1_011_986_388, "qwen-vae": 1_011_622_804, "e2e-qwen-vae": 1_011_622_804}
+"""at 512 px, with captions"""
 TEXT = 615_271_700 - 615_252_244
 """what captions add"""
+OWN_ARCHITECTURE = ("jit@upstream", "pixnerd@upstream", "pixelgen@upstream")
+PAPER = [n for n in recipes.names() if n.startswith(("imagenet", "t2i"))]
 
 
-@pytest.mark.parametrize("name", [n for n in recipes.names() if n.startswith(("imagenet", "t2i"))])
+@pytest.mark.parametrize("name", [n for n in PAPER if not n.endswith(OWN_ARCHITECTURE)])
 def test_paper_sizes(name: str) -> None:
     task, method = name.partition("@")[0].split("/")
-    expected = SIZES[method] + (TEXT if task == "t2i" else 0)
+    expected = {
+        "imagenet": lambda: SIZES[method],
+        "t2i": lambda: SIZES[method] + TEXT,
+        "t2i-512": lambda: LARGE[method],
+    }[task]()
     assert parameter_count(assembled(recipes.preset(name)).backbone) == expected
 
 

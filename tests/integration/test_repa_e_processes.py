@@ -11,7 +11,7 @@ from nanogen.stage1.latent_norm import LatentNorm
 from nanogen.stage1.repa_e import AlignedDiffusion, Projector, RepaE, Rules, Subject
 from nanogen.stage1.repa_e_step import RepaEStep
 from nanogen.stage1.tuned_vae import TunedVae
-from nanogen.train.optim import AdamWConfig
+from nanogen.train.adamw import AdamWConfig
 from nanogen.types import ConditionSpec, LabelCondition, LatentSpec, Wiring
 
 BATCH = 5

@@ -127,6 +127,55 @@ def test_eval_writes_records_and_prints_json(runs, tmp_path, monkeypatch, capsys
     assert {r.weights for r in record.read(run / "records")} == {"ema", "raw"}
 
 
+def test_records_say_what_sampling_cost(runs, tmp_path, monkeypatch):
+    """Other samplers of the same weights are other records, with their network calls."""
+    common = ["eval", str(runs / "animals"), "--metrics", "accuracy-animals", "--out"]
+    common += [str(tmp_path), "evaluation.samples=50", "sampling.steps=4"]
+    auto = [f"sampling.auto.run={runs / 'animals'}", "sampling.auto.scale=1.5"]
+    for more in (
+        ["sampling.guidance.scale=1"],
+        ["sampling.guidance.scale=2", "sampling.guidance.high=0.6"],
+        ["sampling.solver=heun", "sampling.guidance.scale=1", "sampling.final=data"],
+        ["sampling.solver=sde", "sampling.diffusion=sigma", "sampling.guidance.scale=1"],
+        ["sampling.guidance.scale=1", *auto],
+    ):
+        assert invoke(monkeypatch, *common, *more) == 0
+    found = [r.sampler for r in record.read(tmp_path)]
+    costs = [(s["evaluations"], s["network_calls"], s["guided_steps"]) for s in found]
+    # Plain, guided, Heun, SDE, and with a second network.
+    assert sorted(costs) == [(4, 4, 0), (4, 4, 0), (4, 6, 2), (4, 8, 0), (7, 7, 0)]
+    said = {name: value for s in found for name, value in s.items() if isinstance(value, str)}
+    assert (said["final"], said["diffusion"]) == ("data", "sigma")
+    assert [s["auto_seen"] for s in found if "auto_seen" in s] == [64]
+
+
+def test_samplers_on_the_command_line(runs, tmp_path, monkeypatch, capsys):
+    """Each draws other images from the same seed; what has no effect is one line and exit 2."""
+    run, pictures = str(runs / "animals"), {}
+    for name, more in {
+        "euler": [],
+        "heun": ["sampling.solver=heun"],
+        "sde": ["sampling.solver=sde"],
+        "unguided": ["sampling.guidance.scale=1"],
+    }.items():
+        out = tmp_path / name
+        arguments = ["sample", run, "--classes", "4", "--seeds", "0", "--out", str(out)]
+        assert invoke(monkeypatch, *arguments, "sampling.steps=4", *more) == 0
+        (pictures[name],) = drawn(out).values()
+    assert len(set(pictures.values())) == 4
+    capsys.readouterr()
+    for override, words in {
+        "sampling.internal.scale=1.5": "terms.internal=on",
+        "sampling.guidance.leaves=1.5": "terms.reg=on",
+        "sampling.diffusion=sigma": "sampling.solver=sde",
+        "sampling.auto.scale=1.5": "sampling.auto.run",
+        "sampling.final=noise": "sampling.final",
+    }.items():
+        assert invoke(monkeypatch, "sample", run, override, "--out", str(tmp_path / "no")) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and words in err and override.partition("=")[0] in err
+
+
 def test_eval_of_drawn_images_is_eval_of_the_run(runs, tmp_path, monkeypatch, capsys):
     """The same fifty samples: drawn to files and measured, or measured as they are drawn."""
     run, images = str(runs / "animals"), str(tmp_path / "images")

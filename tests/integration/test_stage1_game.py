@@ -23,7 +23,7 @@ from nanogen.stage1.rae import Rae
 from nanogen.stage1.run import Reconstruction, TokenizerParts
 from nanogen.stage1.trainer import TokenizerTrainer
 from nanogen.tokenizers.rae_decoder import DecoderConfig, RaeDecoder
-from nanogen.train.optim import AdamWConfig
+from nanogen.train.adamw import AdamWConfig
 
 
 class Random(VisionEncoder):

@@ -1,8 +1,9 @@
-"""DDT: exact parameter counts, computation, and initial weights."""
+"""DDT and LightningDiT: exact parameter counts, computation, and initial weights."""
 
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nanogen.backbones import layers
 from nanogen.backbones.ddt import Ddt, DdtConfig
+from nanogen.backbones.lightning_dit import LightningDit, LightningDitConfig
 from nanogen.model import parameter_count
 from nanogen.types import (
     Condition,
@@ -24,33 +26,47 @@ from nanogen.types import (
 # Sizes of arXiv 2606.24888, built with its code: latent, then parameters by label and by text.
 SD = LatentSpec(4, 32, 32, 2)
 FLUX2 = LatentSpec(128, 16, 16, 1)
-RAE_B = LatentSpec(768, 16, 16, 1)
+RAE_B, RAE_L = LatentSpec(768, 16, 16, 1), LatentSpec(1024, 16, 16, 1)
+PIXELS = LatentSpec(3, 256, 256, 16)
+REG = Wiring(leaves={"cls": 768})
+MEANFLOW = Wiring(interval=True)
+INTERNAL = Wiring(heads={"base": 8})
 SIZES = {
-    "SD-VAE": (SD, {}, 611_304_996, 611_324_452),
-    "16 channels": (LatentSpec(16, 32, 32, 2), {}, 611_556_948, 611_576_404),
-    "E2E-VAVAE": (LatentSpec(32, 16, 16, 1), {}, 611_388_980, 611_408_436),
-    "FLUX.2": (FLUX2, {}, 611_892_884, 611_912_340),
-    "RAE-B": (RAE_B, {}, 615_252_244, 615_271_700),
-    "pixels": (LatentSpec(3, 256, 256, 16), {}, 615_252_244, 615_271_700),
-    "RAE-L": (LatentSpec(1024, 16, 16, 1), {}, 616_595_988, 616_615_444),
-    "SD-VAE with REG": (SD, {"cls": 768}, 615_342_628, 615_362_084),
-    "FLUX.2 with REG": (FLUX2, {"cls": 768}, 615_930_516, 615_949_972),
-    "RAE-B with REG": (RAE_B, {"cls": 768}, 619_289_876, 619_309_332),
+    "SD-VAE": (SD, Wiring(), 611_304_996, 611_324_452),
+    "16 channels": (LatentSpec(16, 32, 32, 2), Wiring(), 611_556_948, 611_576_404),
+    "E2E-VAVAE": (LatentSpec(32, 16, 16, 1), Wiring(), 611_388_980, 611_408_436),
+    "FLUX.2": (FLUX2, Wiring(), 611_892_884, 611_912_340),
+    "RAE-B": (RAE_B, Wiring(), 615_252_244, 615_271_700),
+    "pixels": (PIXELS, Wiring(), 615_252_244, 615_271_700),
+    "RAE-L": (RAE_L, Wiring(), 616_595_988, 616_615_444),
+    "SD-VAE with REG": (SD, REG, 615_342_628, 615_362_084),
+    "FLUX.2 with REG": (FLUX2, REG, 615_930_516, 615_949_972),
+    "RAE-B with REG": (RAE_B, REG, 619_289_876, 619_309_332),
+    "MeanFlow on SD-VAE": (SD, MEANFLOW, 613_229_092, 613_248_548),
 }
 IMAGENET, QWEN = ConditionSpec(classes=1000), ConditionSpec(width=1024, tokens=256)
 LARGE = DdtConfig(width=1584, heads=22)
+RAE_V2 = DdtConfig(width=1440, heads=20)
+LIGHTNING = {
+    "12x768": LightningDitConfig(),
+    "28x1152": LightningDitConfig(depth=28, width=1152, heads=16),
+    "36x1024": LightningDitConfig(depth=36, width=1024, heads=16),
+}
+Config: TypeAlias = DdtConfig | LightningDitConfig
 
 
-def on_meta(config: DdtConfig, latent: LatentSpec, condition: ConditionSpec, leaves=None) -> Ddt:
+def on_meta(
+    config: Config, latent: LatentSpec, condition: ConditionSpec, wiring: Wiring | None = None
+) -> Ddt | LightningDit:
     with torch.device("meta"):
-        return config.build(latent, condition, Wiring(leaves or {}))
+        return config.build(latent, condition, wiring or Wiring())
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_parameter_counts(name: str) -> None:
-    latent, leaves, by_label, by_text = SIZES[name]
-    assert parameter_count(on_meta(DdtConfig(), latent, IMAGENET, leaves)) == by_label
-    assert parameter_count(on_meta(DdtConfig(), latent, QWEN, leaves)) == by_text
+    latent, wiring, by_label, by_text = SIZES[name]
+    assert parameter_count(on_meta(DdtConfig(), latent, IMAGENET, wiring)) == by_label
+    assert parameter_count(on_meta(DdtConfig(), latent, QWEN, wiring)) == by_text
 
 
 @pytest.mark.parametrize(
@@ -62,28 +78,54 @@ def test_parameter_counts_at_512(latent: LatentSpec, expected: int) -> None:
     assert parameter_count(on_meta(LARGE, latent, QWEN)) == expected
 
 
-def giga_flops(model: Ddt, condition: Condition) -> float:
-    latent = model.latent
-    state = {"image": torch.empty(1, latent.channels, latent.height, latent.width, device="meta")}
-    state |= {leaf: torch.empty(1, width, device="meta") for leaf, width in model.leaves.items()}
+def test_parameter_count_with_internal_guidance() -> None:
+    assert parameter_count(on_meta(RAE_V2, RAE_L, IMAGENET, INTERNAL)) == 875_216_500
+
+
+@pytest.mark.parametrize("size, millions", [("12x768", 87.99), ("36x1024", 457.56)])
+def test_parameter_counts_of_lightning_dit(size: str, millions: float) -> None:
+    count = parameter_count(on_meta(LIGHTNING[size], PIXELS, IMAGENET))
+    assert round(count / 1e6, 2) == millions
+
+
+def giga_flops(config: Config, latent: LatentSpec, tokens: int | None, wiring: Wiring) -> float:
+    """Of one forward with all heads; `tokens` of text, or a label where it is None."""
+    model = on_meta(config, latent, IMAGENET if tokens is None else QWEN, wiring)
+    with torch.device("meta"):
+        state = {"image": torch.empty(1, latent.channels, latent.height, latent.width)}
+        state |= {leaf: torch.empty(1, width) for leaf, width in wiring.leaves.items()}
+        t = torch.empty(1)
+        condition: Condition = LabelCondition(torch.empty(1, dtype=torch.int64))
+        if tokens is not None:
+            mask = torch.empty(1, tokens, dtype=torch.bool)
+            condition = TextCondition(torch.empty(1, tokens, 1024), mask, whole=True)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(state, torch.empty(1, device="meta"), condition)
+        model(state, t, condition, interval=t if wiring.interval else None, want=wiring.heads)
     return counter.get_total_flops() / 1e9
 
 
-@pytest.mark.parametrize(
-    "latent, leaves, expected",
-    [(FLUX2, {}, 332.5), (SD, {}, 332.2), (RAE_B, {}, 334.2), (FLUX2, {"cls": 768}, 333.8)]
-    + [(LatentSpec(1024, 16, 16, 1), {}, 334.9)],
-    ids=["FLUX.2", "SD-VAE", "RAE-B", "FLUX.2 with REG", "RAE-L"],
-)
-def test_flops_by_label(latent: LatentSpec, leaves: dict[str, int], expected: float) -> None:
-    model = on_meta(DdtConfig(), latent, IMAGENET, leaves)
-    condition = LabelCondition(torch.empty(1, dtype=torch.int64, device="meta"))
-    assert giga_flops(model, condition) == pytest.approx(expected, rel=2e-3)
-
-
 MORE = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "config, latent, wiring, expected",
+    [
+        pytest.param(DdtConfig(), FLUX2, Wiring(), 332.5, id="FLUX.2"),
+        pytest.param(DdtConfig(), SD, Wiring(), 332.2, id="SD-VAE"),
+        pytest.param(DdtConfig(), RAE_B, Wiring(), 334.2, id="RAE-B"),
+        pytest.param(DdtConfig(), RAE_L, Wiring(), 334.9, id="RAE-L"),
+        pytest.param(DdtConfig(), FLUX2, REG, 333.8, id="FLUX.2 with REG"),
+        pytest.param(DdtConfig(), SD, MEANFLOW, 336.1, id="MeanFlow on SD-VAE"),
+        pytest.param(RAE_V2, RAE_L, INTERNAL, 475.0, id="RAEv2 with internal guidance"),
+        pytest.param(LIGHTNING["12x768"], PIXELS, Wiring(), 48.8, id="12x768"),
+        pytest.param(LIGHTNING["36x1024"], PIXELS, Wiring(), 254.2, id="36x1024"),
+        pytest.param(LIGHTNING["28x1152"], SD, Wiring(), 248.3, id="28x1152 on SD-VAE"),
+    ],
+)
+def test_flops_by_label(
+    config: Config, latent: LatentSpec, wiring: Wiring, expected: float
+) -> None:
+    assert giga_flops(config, latent, None, wiring) == pytest.approx(expected, rel=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -100,23 +142,8 @@ MORE = pytest.mark.slow
         pytest.param(DdtConfig(), FLUX2, 192, 513.7, marks=MORE),
     ],
 )
-def test_flops_by_text(
-    config: DdtConfig,
-    latent: LatentSpec,
-    tokens: int,
-    expected: float,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    # A meta tensor has no values to look at, so the mask is taken for full.
-    monkeypatch.setattr(
-        layers.TextEmbed, "forward", lambda self, c: (self.proj(self.norm(c.features)), None)
-    )
-    condition = TextCondition(
-        torch.empty(1, tokens, 1024, device="meta"),
-        torch.empty(1, tokens, dtype=torch.bool, device="meta"),
-    )
-    found = giga_flops(on_meta(config, latent, QWEN), condition)
-    assert found == pytest.approx(expected, rel=2e-3)
+def test_flops_by_text(config: Config, latent: LatentSpec, tokens: int, expected: float) -> None:
+    assert giga_flops(config, latent, tokens, Wiring()) == pytest.approx(expected, rel=2e-3)
 
 
 class TestInitialisation:

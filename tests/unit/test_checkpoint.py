@@ -13,7 +13,8 @@ from nanogen.errors import CheckpointError
 from nanogen.train import checkpoint
 from nanogen.train.checkpoint import Progress, broken, latest, load, load_weights, save
 from nanogen.train.ema import Ema
-from nanogen.train.optim import AdamWConfig, MuonConfig
+from nanogen.train.adamw import AdamWConfig
+from nanogen.train.muon import MuonConfig
 
 
 class Small(nn.Module):

@@ -75,14 +75,16 @@ def test_scales(scale: float) -> None:
     """0 is the null field, 1 the conditional one (the null branch is not run), 2 lies beyond."""
     field = guided(gaussian(CONDITIONAL), gaussian(NULL), Guidance(scale=scale))
     found = field(start(), 0.4, 0.4)["image"]
-    c, n = (gaussian(mean)(start(), 0.4)["image"] for mean in (CONDITIONAL, NULL))
+    c, n = (gaussian(mean)(start(), 0.4, 0.4)["image"] for mean in (CONDITIONAL, NULL))
     assert torch.allclose(found, n + scale * (c - n))
 
-    def never(state: State, t: float) -> State:
-        raise AssertionError("the null branch is not needed")
+    def never(state: State, t: float, to: float) -> State:
+        raise AssertionError("this branch is not needed")
 
     if scale == 1:
-        guided(gaussian(CONDITIONAL), never, Guidance(scale=scale))(start(), 0.4)
+        guided(gaussian(CONDITIONAL), never, Guidance(scale=scale))(start(), 0.4, 0.4)
+    if scale == 0:
+        guided(never, gaussian(NULL), Guidance(scale=scale))(start(), 0.4, 0.4)
 
 
 def test_ends_of_the_interval_belong_to_it() -> None:
@@ -110,18 +112,46 @@ def test_every_leaf_is_guided_alike() -> None:
     state = {"image": torch.zeros(2, 3), "cls": torch.zeros(2, 4)}
     one = lambda s, t, to: leafwise(torch.ones_like, s)  # noqa: E731
     zero = lambda s, t, to: leafwise(torch.zeros_like, s)  # noqa: E731
-    found = guided(one, zero, Guidance(scale=3.0))(state, 0.5)
+    found = guided(one, zero, Guidance(scale=3.0))(state, 0.5, 0.4)
     assert {name: leaf.unique().tolist() for name, leaf in found.items()} == {
         "image": [3.0],
         "cls": [3.0],
     }
 
 
+@pytest.mark.parametrize(
+    "scale, leaves, image, cls, calls",
+    [
+        (3.0, 1.5, 3.0, 1.5, 2),
+        (1.0, 1.5, 1.0, 1.5, 2),
+        (3.0, 1.0, 3.0, 1.0, 2),
+        (0.0, 1.0, 0.0, 1.0, 2),
+        (1.0, 1.0, 1.0, 1.0, 1),
+        (0.0, 0.0, 0.0, 0.0, 1),
+    ],
+)
+def test_leaves_have_a_scale_of_their_own(scale, leaves, image, cls, calls) -> None:
+    """v = 1 with the condition and 0 without: what comes out is the scale of each leaf."""
+    state, asked = {"image": torch.zeros(2, 3), "cls": torch.zeros(2, 4)}, []
+
+    def constant(value: float):
+        def field(state: State, t: float, to: float) -> State:
+            asked.append(value)
+            return leafwise(lambda x: torch.full_like(x, value), state)
+
+        return field
+
+    field = guided(constant(1.0), constant(0.0), Guidance(scale=scale, leaves=leaves))
+    found = field(state, 0.5, 0.4)
+    assert (found["image"].unique().tolist(), found["cls"].unique().tolist()) == ([image], [cls])
+    assert len(asked) == calls
+
+
 def test_heun_asks_at_both_ends_of_a_step() -> None:
     """With an interval that ends inside a step, each end is guided by its own time."""
     asked: list[float] = []
 
-    def null(state: State, t: float) -> State:
+    def null(state: State, t: float, to: float) -> State:
         asked.append(t)
         return leafwise(torch.zeros_like, state)
 
@@ -131,8 +161,16 @@ def test_heun_asks_at_both_ends_of_a_step() -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{"scale": -1.0}, {"low": 0.5, "high": 0.5}, {"high": 1.1}, {"low": -0.1}]
+    "fields",
+    [
+        {"scale": -1.0},
+        {"low": 0.5, "high": 0.5},
+        {"high": 1.1},
+        {"low": -0.1},
+        {"leaves": -1.0},
+        {"leaves": math.inf},
+    ],
 )
 def test_refusals(fields: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match="guidance"):
+    with pytest.raises(ConfigError, match="sampling.guidance"):
         Guidance(**fields)

@@ -7,7 +7,10 @@ import torch
 from torch import nn
 
 from nanogen.errors import ConfigError
-from nanogen.train.optim import AdamWConfig, MuonConfig, orthogonalised
+from nanogen.train.adamw import AdamWConfig
+from nanogen.train.momentum import cost, shares
+from nanogen.train.muon import MuonConfig
+from nanogen.train.orthogonal import orthogonalised
 
 
 def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -139,6 +142,41 @@ def test_weight_decay_shrinks_before_the_step() -> None:
     config = MuonConfig(lr=0.1, weight_decay=0.5)
     config.build({"blocks.0.w": p, "b": nn.Parameter(p[0].clone())}).step()
     assert torch.allclose(p, before * 0.95)
+
+
+def test_the_step_is_that_of_torch_to_rounding() -> None:
+    """`torch.optim.Muon` iterates in bfloat16, and its momentum is smaller by a constant."""
+    ours, theirs = nn.Parameter(gaussian(48, 160)), nn.Parameter(gaussian(48, 160))
+    mine = MuonConfig(lr=0.02, weight_decay=0.1).build(
+        {"blocks.0.w": ours, "b": nn.Parameter(torch.zeros(1))}
+    )
+    torchs = torch.optim.Muon([theirs], lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for step in range(5):
+        ours.grad = gaussian(48, 160, seed=step)
+        theirs.grad = ours.grad.clone()
+        mine.step()
+        torchs.step()
+    moved = ours.detach() - gaussian(48, 160)
+    assert (ours - theirs).norm() < 0.01 * moved.norm()
+
+
+def test_shares_balance_costs() -> None:
+    """The longest-first rule: never above mean + largest, here within 2 % of the mean."""
+    shapes = [(1152, 1152)] * 112 + [(3072, 1152)] * 56 + [(1152, 3072)] * 28
+    shapes += [(2048, 2048)] * 8 + [(5461, 2048)] * 4 + [(2048, 5461)] * 2
+    costs = [cost(shape) for shape in shapes]
+    for count in (1, 2, 3, 8):
+        loads = [0] * count
+        for owner, one in zip(shares(costs, count), costs, strict=True):
+            loads[owner] += one
+        assert sum(loads) == sum(costs) and max(loads) < 1.02 * sum(costs) / count
+    assert shares([5, 5, 1], 4) == [0, 1, 2]
+    assert cost((3, 7)) == cost((7, 3)) == 9 * 17
+
+
+def test_a_network_without_matrices_is_refused() -> None:
+    with pytest.raises(ConfigError, match="choose optimiser=adamw"):
+        MuonConfig().build({"b": nn.Parameter(torch.zeros(3))})
 
 
 def test_adamw_defaults_are_the_papers() -> None:

@@ -17,7 +17,8 @@ from nanogen.objectives.base import Facts
 from nanogen.objectives.flow import FlowConfig
 from nanogen.sampling.schedule import times
 from nanogen.sampling.solvers import euler
-from nanogen.train.optim import AdamWConfig, MuonConfig
+from nanogen.train.adamw import AdamWConfig
+from nanogen.train.muon import MuonConfig
 from nanogen.train.schedule import Schedule
 from nanogen.types import Batch, LabelCondition, LatentSpec, State, Wiring
 

@@ -29,7 +29,7 @@ from nanogen.stage1.repa_e import (
 from nanogen.stage1.repa_e_step import RepaEStep
 from nanogen.stage1.tuned_vae import DiffusersVae, export
 from nanogen.tokenizers.vae import VaeConfig
-from nanogen.train.optim import AdamWConfig
+from nanogen.train.adamw import AdamWConfig
 from nanogen.types import LabelCondition, Wiring
 
 pytest.importorskip("diffusers")

@@ -28,11 +28,27 @@ def rate(preset: str, step: int) -> float:
         ("imagenet/jit", 75_000, 1.952745e-4),
         ("imagenet/jit", 100_079, 1.905265e-4),
         ("t2i/jit", 0, 2e-4),
+        ("t2i/jit", 49_999, 2e-4),
+        ("t2i/jit", 50_000, 2e-4),
         ("t2i/jit", 99_999, 1.905265e-4),
     ],
 )
 def test_released(preset: str, step: int, expected: float) -> None:
     assert rate(preset, step) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "preset, steps, epoch, warm, decayed",
+    [("imagenet/jit", 100_080, 1251, 40, 800), ("t2i/jit", 100_000, 10_000, 5, 100)],
+)
+def test_released_is_the_formula_of_its_code(
+    preset: str, steps: int, epoch: int, warm: int, decayed: int
+) -> None:
+    """Epochs of warm-up that starts at the full rate, then linear until long after the run."""
+    first, last = warm * epoch, decayed * epoch
+    for step in (*range(0, steps, 997), steps - 1):
+        fall = 0.0 if step < first else (step - first) / (last - first)
+        assert rate(preset, step) == pytest.approx(2e-4 * (1 - 0.9 * fall), rel=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -76,11 +76,13 @@ def test_heun_is_second_order_before_its_last_step(ratio: float) -> None:
         end = grid[4 * n // 5]
         found: list[float] = []
 
-        def watched(state: State, t: float, end: float = end, found: list = found) -> State:
+        def watched(
+            state: State, t: float, to: float, end: float = end, found: list = found
+        ) -> State:
             if t == end:
                 exact = (1 - t) * MEAN + math.hypot((1 - t) * STD, t) * start()["image"]
                 found.append((state["image"] - exact).abs().max().item())
-            return gaussian()(state, t)
+            return gaussian()(state, t, to)
 
         heun(watched, start(), grid)
         # The point is met twice: as an Euler guess, then as the step that starts from it.
@@ -96,11 +98,66 @@ def test_evaluations(n: int) -> None:
 
         def field(state: State, t: float, to: float, asked=asked) -> State:
             asked.append(t)
-            return gaussian()(state, t)
+            return gaussian()(state, t, to)
 
         solver(field, start(), times(n))
         assert len(asked) == expected
         assert max(asked) == 1.0 and min(asked) > 0.0
+
+
+@pytest.mark.parametrize("solver", [euler, heun])
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_another_last_step(solver, n: int) -> None:
+    """It replaces the last evaluation of the velocity, and sees the point where that was due."""
+    grid, own, other = times(n), [], []
+
+    def field(state: State, t: float, to: float) -> State:
+        own.append((t, to, state["image"]))
+        return gaussian()(state, t, to)
+
+    def last(state: State, t: float) -> State:
+        other.append((t, state["image"]))
+        return leafwise(torch.zeros_like, state)
+
+    solver(field, start(), grid)
+    expected = own.pop()
+    own.clear()
+    end = solver(field, start(), grid, last)
+    assert not end["image"].any() and len(other) == 1
+    assert other[0][0] == expected[0] == grid[-2] and expected[1] == 0.0
+    assert torch.equal(other[0][1], expected[2])
+    assert len(own) == (n if solver is euler else 2 * n - 1) - 1
+
+
+def test_steps_are_told_where_they_end() -> None:
+    """A network of mean velocities needs the whole step of Euler's, none of Heun's but the last."""
+    for solver, expected in (
+        (euler, [(1.0, 0.5), (0.5, 0.0)]),
+        (heun, [(1.0, 1.0), (0.5, 0.5), (0.5, 0.0)]),
+    ):
+        asked: list[tuple[float, float]] = []
+
+        def field(state: State, t: float, to: float, asked=asked) -> State:
+            asked.append((t, to))
+            return gaussian()(state, t, to)
+
+        solver(field, start(), times(2))
+        assert asked == expected
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_mean_velocities_are_exact_in_any_steps(n: int) -> None:
+    """The exact mean velocity of the Gaussian flow, (x_t - x_to) / (t - to)."""
+
+    def mean(state: State, t: float, to: float) -> State:
+        def velocity(x: Tensor) -> Tensor:
+            spreads = [math.hypot((1 - s) * STD, s) for s in (t, to)]
+            there = (1 - to) * MEAN + spreads[1] * (x - (1 - t) * MEAN) / spreads[0]
+            return (x - there) / (t - to)
+
+        return leafwise(velocity, state)
+
+    assert error(euler(mean, start(), times(n))) < 1e-12
 
 
 def test_heun_of_one_step_is_euler() -> None:
