@@ -71,21 +71,21 @@ def check_uncut(coupled: int, batch: int, micro: int | None, processes: int = 1)
     """ConfigError where groups of `coupled` samples would be cut, by the end of a step, by one of
     its `processes` or by micro-batches of at most `micro` images.
     """
-    share = batch // processes
     if coupled == 1:
         return
+    fix = f"set it to a multiple of {coupled}"
     if batch % coupled:
-        problem = f"train.batch={batch}: must be a multiple of it"
+        cause = f"train.batch={batch}"
     elif batch % (processes * coupled):
-        problem = (
-            f"train.batch={batch} on {processes} processes: each must get a multiple of it; start "
-            "another number of processes"
-        )
-    elif micro is not None and micro < share and micro % coupled:
-        problem = f"machine.micro_batch={micro}: must be a multiple of it"
+        cause, fix = f"{processes} processes", f"start a divisor of {batch // coupled} of them"
+    elif micro is not None and micro < batch // processes and micro % coupled:
+        cause = f"machine.micro_batch={micro}"
     else:
         return
-    raise ConfigError(f"this objective compares groups of {coupled} images, and {problem}")
+    raise ConfigError(
+        f"{cause}: would cut the groups of {coupled} images that this objective compares with each "
+        f"other; {fix}"
+    )
 
 
 def _deaf(worker: int) -> None:

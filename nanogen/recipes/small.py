@@ -41,6 +41,7 @@ SMALL: dict[str, MethodRecipe] = {
             "objective.prediction": "x",
             "terms.pdino": "on",
             "terms.pdino.encoder": "animals-vit",
+            "terms.pdino.weight": 0.1,
         },
     ),
     "vae": MethodRecipe("latents of the small VAE of the package", BOTH, VAE),

@@ -102,8 +102,8 @@ class TestGroups:
         [
             (30, None, 1, "train.batch=30"),
             (64, 24, 1, "machine.micro_batch=24"),
-            (64, None, 3, "on 3 processes"),
-            (64, None, 8, "on 8 processes"),
+            (64, None, 3, "3 processes.*start a divisor of 4 of them"),
+            (64, None, 8, "8 processes"),
             (128, 24, 2, "machine.micro_batch=24"),
         ],
     )

@@ -28,7 +28,9 @@ SHALLOW = {
 """with every kind of tensor, and few of them"""
 
 variants = pytest.mark.parametrize("variant", VARIANTS)
-everything = pytest.mark.parametrize("variant", SHALLOW)
+everything = pytest.mark.parametrize(
+    "variant", [pytest.param("ddt", marks=pytest.mark.slow), "light"]
+)
 
 
 def difference(a: Tensor, b: Tensor) -> float:
