@@ -37,8 +37,8 @@ from nanogen.encoders.animals_vit import (
     grid_of,
 )
 from nanogen.files import whole_file
-from nanogen.train.ema import Ema
 from nanogen.train.adamw import AdamWConfig
+from nanogen.train.ema import Ema
 from nanogen.train.muon import MuonConfig
 from nanogen.train.schedule import Schedule
 from nanogen.types import to_float

@@ -154,7 +154,8 @@ class Subject:
     def _condition(self, batch: int, device: str) -> Condition:
         if self.condition.classes is not None:
             return LabelCondition(torch.empty(batch, dtype=torch.int64, device=device))
-        features = torch.empty(batch, self.condition.tokens, self.condition.width, device=device)
+        width = self.condition.width or 0
+        features = torch.empty(batch, self.condition.tokens, width, device=device)
         mask = torch.empty(features.shape[:2], dtype=torch.bool, device=device)
         return TextCondition(features, mask, whole=True)
 

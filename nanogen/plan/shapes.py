@@ -34,7 +34,7 @@ class Surroundings:
     """what was taken for granted, since it is not here"""
 
 
-@dataclass(frozen=True)
+@dataclass
 class StandInTokenizer:
     """A latent space without an autoencoder."""
 

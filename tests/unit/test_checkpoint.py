@@ -11,9 +11,9 @@ from torch import nn
 
 from nanogen.errors import CheckpointError
 from nanogen.train import checkpoint
+from nanogen.train.adamw import AdamWConfig
 from nanogen.train.checkpoint import Progress, broken, latest, load, load_weights, save
 from nanogen.train.ema import Ema
-from nanogen.train.adamw import AdamWConfig
 from nanogen.train.muon import MuonConfig
 
 

@@ -87,28 +87,28 @@ def error(model: Model, steps: int) -> float:
 
 @pytest.mark.slow
 def test_one_and_two_steps() -> None:
-    model = trained(MeanFlowConfig())
+    model = trained(MeanFlowConfig(shift_base=None))
     assert error(model, 1) < ONE and error(model, 2) < TWO
 
 
 @pytest.mark.slow
 def test_step_mixing_learns_too() -> None:
-    model = trained(MeanFlowConfig(mixing="step"))
+    model = trained(MeanFlowConfig(shift_base=None, mixing="step"))
     assert error(model, 1) < ONE and error(model, 2) < TWO
 
 
 @pytest.mark.slow
 def test_velocities_alone_do_not_suffice() -> None:
     """What a run comes to whose every step has r = t."""
-    assert error(trained(MeanFlowConfig(instantaneous=1.0)), 1) > ONE
+    assert error(trained(MeanFlowConfig(shift_base=None, instantaneous=1.0)), 1) > ONE
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [
-        ImprovedMeanFlowConfig(),
-        ImprovedMeanFlowConfig(tangent="head"),
+        ImprovedMeanFlowConfig(shift_base=None),
+        ImprovedMeanFlowConfig(shift_base=None, tangent="head"),
         PixelMeanFlowConfig(time_mean=-0.4, time_std=1.0),
     ],
     ids=["improved", "head", "pixel"],
