@@ -100,7 +100,7 @@ def objective_on_meta(run: Run, around: Surroundings) -> Objective:
     """The objective of a run with its terms; no teacher is opened."""
     tokenizer = StandInTokenizer(around.latent)
     with torch.device("meta"):
-        return objective_of(run, Teachers(around.image_size), tokenizer)  # ty: ignore[invalid-argument-type]
+        return objective_of(run, Teachers(around.image_size), tokenizer)
 
 
 def trained_on_meta(run: Run, around: Surroundings) -> nn.ModuleDict:
