@@ -164,6 +164,8 @@ def train_all(todo: list[Cell], jobs: int) -> None:
                     del running[cell]
                     if process.returncode or not cell.finished():
                         failed.append(cell)
+                        # Whoever samples its network has none.
+                        waiting = [one for one in waiting if one.trained_as != cell.folder]
                     console.print(
                         f"{cell.name}: {'failed' if cell in failed else 'done'}", highlight=False
                     )
@@ -220,11 +222,12 @@ def _take_over(trained: Path, folder: Path) -> None:
     newest = checkpoint.latest(trained / "checkpoints")
     if newest is None or (folder / "checkpoints" / newest.name).exists():
         return
+    # The checkpoint goes last: it says that the log is there too.
+    with whole_file(folder / "log.jsonl") as part:
+        shutil.copyfile(trained / "log.jsonl", part)
     (folder / "checkpoints").mkdir(exist_ok=True)
     with whole_folder(folder / "checkpoints" / newest.name) as part:
         shutil.copytree(newest, part, dirs_exist_ok=True)
-    with whole_file(folder / "log.jsonl") as part:
-        shutil.copyfile(trained / "log.jsonl", part)
 
 
 @contextlib.contextmanager

@@ -61,6 +61,8 @@ def main(
     from nanogen.files import writable_folder
     from nanogen.tokenizers import rae_convert
 
+    if what not in KINDS:
+        raise ConfigError(f"nothing is called {what!r}; {suggest(what, KINDS)}")
     if to not in DIRECTIONS:
         raise ConfigError(f"--to {to!r}: {suggest(to, DIRECTIONS)}")
     if target.exists():
@@ -78,8 +80,6 @@ def main(
             "that is converted to ours; leave them out"
         )
     unsaid = _unsaid(encoder, statistics, heads, output_space)
-    if what not in KINDS:
-        raise ConfigError(f"nothing is called {what!r}; {suggest(what, KINDS)}")
     suffix = "" if what != "rae-statistics" and ours else SUFFIXES[to]
     if suffix and target.suffix != suffix:
         raise ConfigError(

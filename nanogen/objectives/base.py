@@ -154,6 +154,8 @@ class Objective(nn.Module, ABC):
     """heads that it reads itself"""
     guides_itself: bool = False
     """whether guidance is a number that the network is told (`scalars_of`), not a second branch"""
+    one_step: bool = False
+    """whether its velocity is that of the one step from t = 1 to 0, and of no other"""
     coupled: int = 1
     """so many samples that follow each other, counted from the start of a batch, share a loss:
     no micro-batch and no process may cut them

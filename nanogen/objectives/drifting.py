@@ -144,6 +144,7 @@ class DriftingConfig:
 
 class Drifting(Objective):
     guides_itself = True
+    one_step = True
 
     def __init__(self, config: DriftingConfig, facts: Facts, terms: Mapping[str, Term]) -> None:
         """ConfigError for any term: none has an image to compare with, or a path to predict."""

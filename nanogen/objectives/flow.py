@@ -19,6 +19,7 @@ from nanogen import rng
 from nanogen.errors import ConfigError
 from nanogen.objectives import path
 from nanogen.objectives.base import Facts, Inputs, Objective, Step, Term, squared_error
+from nanogen.objectives.refusals import check_times
 from nanogen.registry import register
 from nanogen.types import Backbone, LatentSpec, Losses, State
 
@@ -53,8 +54,7 @@ class FlowConfig:
     def _ranges(self) -> None:
         if self.prediction not in ("v", "x"):
             raise ConfigError(f"objective.prediction={self.prediction!r}: choose v or x")
-        if self.time_std <= 0:
-            raise ConfigError(f"objective.time_std={self.time_std}: must be above 0")
+        check_times(self.time_mean, self.time_std)
         if self.shift_base is not None and self.shift_base < 1:
             raise ConfigError(f"objective.shift_base={self.shift_base}: must be 1 or more, or None")
         if not 0 < self.time_floor < 1:

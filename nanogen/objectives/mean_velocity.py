@@ -30,6 +30,7 @@ from nanogen import rng
 from nanogen.errors import ConfigError
 from nanogen.objectives import path
 from nanogen.objectives.base import Facts, Objective, Step, Term
+from nanogen.objectives.refusals import check_times
 from nanogen.types import Backbone, Batch, Condition, LatentSpec, Prediction, State
 
 EPSILON = 0.01
@@ -59,8 +60,7 @@ class MeanVelocityConfig:
 
     @chz.validate
     def _law(self) -> None:
-        if self.time_std <= 0:
-            raise ConfigError(f"objective.time_std={self.time_std}: must be above 0")
+        check_times(self.time_mean, self.time_std)
         if self.shift_base is not None and self.shift_base < 1:
             raise ConfigError(f"objective.shift_base={self.shift_base}: must be 1 or more, or None")
         if not 0 <= self.instantaneous <= 1:

@@ -124,7 +124,11 @@ class Subject:
         return self.config.build(self.latent, self.condition, self.wiring)
 
     def on_one_channel(self) -> Subject:
-        """As many tokens of one channel: embedding and head are next to nothing of what is kept."""
+        """As many tokens of one channel: embedding and head are next to nothing of what is kept,
+        but for networks whose parts differ, which stay as they are.
+        """
+        if not self.repeats:
+            return self
         latent = self.latent
         grid = latent.height // latent.patch, latent.width // latent.patch
         return Subject(self.config, LatentSpec(1, *grid, 1), self.condition, self.wiring)

@@ -108,7 +108,9 @@ def _text_width(model: str) -> int:
     try:
         from transformers import AutoConfig
 
-        found: Any = AutoConfig.from_pretrained(model, trust_remote_code=False)
+        found: Any = AutoConfig.from_pretrained(
+            model, trust_remote_code=False, local_files_only=True
+        )
     except (ImportError, OSError, ValueError, KeyError) as problem:
         known = ", ".join(TEXT_WIDTHS)
         raise ConfigError(

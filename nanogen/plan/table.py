@@ -134,6 +134,10 @@ def _row(plan: Plan) -> tuple[Cell, ...]:
     return tuple(Cell(value) for value in values)
 
 
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
 def _notes(plans: Sequence[Plan], hardware: Hardware) -> tuple[str, ...]:
     gpu = GPUS[hardware.gpu]
     notes = [
@@ -145,11 +149,17 @@ def _notes(plans: Sequence[Plan], hardware: Hardware) -> tuple[str, ...]:
         f"GB: of each GPU's {gpu.memory:g}, for so many images at once; at most: images that fit. "
         "checkpoint: GB of each on disk.",
     ]
-    short = [plan.run.name for plan in plans if plan.memory > gpu.memory]
-    if short:
-        shown = ", ".join(short[:3]) + (f" and {len(short) - 3} more" if len(short) > 3 else "")
+    short = [plan for plan in plans if plan.memory > gpu.memory]
+    large = [plan.run.name for plan in short if not plan.most_at_once]
+    cut = [plan.run.name for plan in short if plan.most_at_once]
+    if cut:
         notes.append(
-            f"does not fit: {shown}; set machine.micro_batch to what fits, or "
+            f"does not fit: {_shown(cut)}; set machine.micro_batch to what fits, or "
             "machine.recompute=True, or name a variant such as @1x24gb"
+        )
+    if large:
+        notes.append(
+            f"too large at any batch: {_shown(large)}; take a GPU with more memory, or a smaller "
+            "network, such as @b"
         )
     return (*notes, *dict.fromkeys(note for plan in plans for note in plan.cost.assumed))

@@ -102,6 +102,9 @@ def _variants(name: str, recipe: TaskRecipe, chosen: tuple[str, ...]) -> list[Va
     """The variants to apply, in the order in which they build on each other; ConfigError where one
     is unknown, does not suit the preset, or contradicts another.
     """
+    if "@" in name and "" in name.partition("@")[2].split(","):
+        plain = name.partition("@")[0]
+        raise ConfigError(f"preset {name!r} names an empty variant; {plain} is the preset without")
     for variant in chosen:
         reason = _why_not(name, variant)
         if reason is not None:

@@ -39,6 +39,8 @@ class MethodRecipe:
     """scale of the paper's best ImageNet row (Table 2)"""
     released: Values = field(default_factory=dict)
     """what the released code does otherwise than the paper says"""
+    released_on: Mapping[str, Values] = field(default_factory=dict)
+    """what the released config of one task does otherwise than those of the others, by task"""
     upstream: Values = field(default_factory=dict)
     """what the method's own repository does otherwise; empty where none is known"""
     trained_as: str = ""

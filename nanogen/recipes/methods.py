@@ -121,6 +121,8 @@ PIXEL: dict[str, MethodRecipe] = {
         },
         guidance=2.4,
         released=CLAMPED,
+        # The config leaves out that the grid is even, which that of ImageNet says.
+        released_on={"t2i": {"sampling.shift_base": 4096}},
         upstream={"backbone": "pixnerd", "objective.time_mean": 0.0} | REPA_UPSTREAM,
     ),
     "pixelgen": MethodRecipe(

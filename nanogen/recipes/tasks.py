@@ -76,7 +76,7 @@ TASKS: dict[str, TaskRecipe] = {
         pixel_patch=5,
     ),
     "imagenet": TaskRecipe(
-        "ImageNet-256 by class, 80 epochs; 8 GPUs of 80 GB",
+        "ImageNet-256 by class, 80 epochs",
         PAPER,
         {
             "task": "class_conditional",
@@ -91,14 +91,14 @@ TASKS: dict[str, TaskRecipe] = {
         best_guidance=True,
     ),
     "t2i": TaskRecipe(
-        "BLIP-3o captions at 256 px, 100K steps; 8 GPUs of 80 GB",
+        "BLIP-3o captions at 256 px, 100K steps",
         PAPER,
         TEXT_TO_IMAGE,
         pixel_patch=16,
         published=True,
     ),
     "t2i-512": TaskRecipe(
-        "BLIP-3o captions at 512 px, 100K steps, 1 B parameters; 8 GPUs of 80 GB",
+        "BLIP-3o captions at 512 px, 100K steps, 1 B parameters",
         PAPER | {"backbone.width": 1584, "backbone.heads": 22},
         TEXT_TO_IMAGE | {"task.data.size": 512},
         pixel_patch=32,

@@ -52,7 +52,8 @@ def paper_schedule(images: int) -> Values:
 
 
 def _released(task: TaskRecipe, method: MethodRecipe, values: Values) -> Values:
-    return released_schedule(values["train.images"]) | method.released
+    of_task = method.released_on.get(values["name"].partition("/")[0], {})
+    return released_schedule(values["train.images"]) | method.released | of_task
 
 
 def _paper(task: TaskRecipe, method: MethodRecipe, values: Values) -> Values:
@@ -80,8 +81,10 @@ def _longer(task: TaskRecipe, method: MethodRecipe, values: Values) -> Values:
 
 def _sft(task: TaskRecipe, method: MethodRecipe, values: Values) -> Values:
     """The trained run's weights, few and good images, a constant rate a tenth as high."""
+    plain, _, variants = values["name"].partition("@")
+    network = [name for name in variants.split(",") if VARIANTS[name].kind in ("fidelity", "size")]
     return {
-        "train.start": f"runs/{values['name'].partition('@')[0]}",
+        "train.start": f"runs/{'@'.join(filter(None, (plain, ','.join(network))))}",
         "task.data.path": "data/blip3o-60k",
         "train.images": 5_120_000,
         "optimiser.lr": 2e-5,
@@ -130,7 +133,7 @@ VARIANTS: dict[str, Variant] = {
     "xl": Variant("size", "encoder 28 x 1152", _size(28, 1152, 16), _on_ddt),
     "200k": Variant("length", "200K steps", _longer, _of_captions),
     "sft": Variant("length", "fine-tuned on BLIP3o-60K", _sft, _of_captions),
-    "1x24gb": Variant("hardware", "one GPU of 24 GB", _hardware(16, recompute=True)),
+    "1x24gb": Variant("hardware", "one GPU of 24 GB", _hardware(8, recompute=True)),
     "1x80gb": Variant("hardware", "one GPU of 80 GB", _hardware(32)),
     "8x80gb": Variant("hardware", "8 GPUs of 80 GB", _hardware(32)),
 }

@@ -12,6 +12,7 @@ import functools
 from pathlib import Path
 
 from nanogen.errors import ConfigError
+from nanogen.objectives.base import Objective
 from nanogen.run import Parts
 from nanogen.run_folder import WEIGHTS, Opened, open_run
 from nanogen.sampling.branches import Network
@@ -66,5 +67,11 @@ def _traits(parts: Parts) -> dict[str, str]:
         or "none beside the image",
         "condition": "classes" if by_class else "captions",
         "classes": ", ".join(classes) if by_class else "",
-        "velocity": "mean over a step" if parts.model.objective.interval else "at a time",
+        "velocity": _velocity(parts.model.objective),
     }
+
+
+def _velocity(objective: Objective) -> str:
+    if objective.one_step:
+        return "of one step"
+    return "mean over a step" if objective.interval else "at a time"

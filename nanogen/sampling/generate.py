@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from nanogen import rng
+from nanogen.errors import ConfigError
 from nanogen.objectives.base import Objective
 from nanogen.objectives.path import shift_ratio
 from nanogen.sampling.branches import Asked, Branch, Branches, Network, Tally
@@ -69,6 +70,13 @@ class Sampler:
         self.sampling.check(self.objective)
         if (self.bad is None) == self.sampling.auto.on:
             raise RuntimeError("a sampler has a bad model exactly where sampling.auto is on")
+        if self.bad is not None:
+            try:
+                self.bad.objective.scalars_of(self.sampling.guidance)
+            except ConfigError as problem:
+                raise ConfigError(
+                    f"sampling.auto.run={self.sampling.auto.run}: {problem}"
+                ) from problem
 
     def stream(self, request: Request) -> Iterator[tuple[Request, Tensor]]:
         """Batches of requests with their images, uint8 [B, 3, H, W], on the device."""

@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 STATE = "state.json"
 HASHES = "hashes.json"
+LONGEST = 200
+"""letters of a reason that are shown"""
 
 
 @dataclass
@@ -220,5 +222,8 @@ def _hash(file: Path) -> str:
 
 
 def _unfit(path: Path, error: Exception) -> CheckpointError:
-    first = str(error).splitlines()[0] if str(error) else type(error).__name__
+    lines = str(error).splitlines() or [type(error).__name__]
+    # torch names the module first, and what is amiss with it below.
+    first = lines[1].strip() if len(lines) > 1 else lines[0]
+    first = first if len(first) < LONGEST else f"{first[:LONGEST]} ..."
     return CheckpointError(f"checkpoint {path} does not fit this run: {first}")

@@ -75,7 +75,8 @@ class AveragedTraining(ConditionalTraining):
     @chz.validate
     def _widths(self) -> None:
         widths, every = self.posthoc, self.posthoc_every
-        if not all(0 < width < WIDEST for width in widths) or len(set(widths)) < len(widths):
+        labels = {f"{width:g}" for width in widths}
+        if not all(0 < width < WIDEST for width in widths) or len(labels) < len(widths):
             raise ConfigError(
                 f"train.posthoc={','.join(map(str, widths))}: give different widths between 0 and "
                 f"{WIDEST:.4f}"

@@ -7,12 +7,14 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tiny import PATCH, TINY, WORDS, checkpoints, environment, invoke, wait_for
 
-from nanogen.bench import matrix, page
+from nanogen import config
+from nanogen.bench import matrix, page, record
 from nanogen.bench.matrix import Benchmark, Budget, Cell, CellFailed
 from nanogen.errors import CheckpointError
 
@@ -30,8 +32,10 @@ def micro(monkeypatch, *tasks: str, images: int = 64) -> None:
 
     def sized(benchmark, budget, task, method, folder) -> Cell:
         patch = (PATCH[task],) if method.startswith("pixels") else ()
-        small = Budget(images, {"animals": 50, "scenes": 24}, (*OWN[task], *patch))
-        return cell(Benchmark(tasks, {budget: small}), budget, task, method, folder)
+        small = Budget(images, {"animals": 50, "scenes": 24}, most_steps=2)
+        made = cell(Benchmark(tasks, {budget: small}), budget, task, method, folder)
+        steps = f"sampling.steps={made.run.sampling.steps}"
+        return replace(made, run=config.override(made.run, [*OWN[task], *patch, steps]))
 
     named = Benchmark(tasks, {"micro": Budget(images, {})})
     monkeypatch.setitem(matrix.BENCHMARKS, "animals", named)
@@ -82,6 +86,25 @@ def test_both_tasks_and_methods_end_in_a_page(tmp_path, monkeypatch, capfd):
     out = capfd.readouterr().out
     assert out.startswith(f"{written}\n")
     assert {"pixels-v", "vae"} <= set(re.findall(r'"(pixels-v|vae)"', out))
+
+
+@pytest.mark.slow
+def test_a_network_is_trained_once_and_sampled_in_two_ways(tmp_path, monkeypatch):
+    """`meanflow-2` measures the weights that `meanflow` trained; the page shows both."""
+    micro(monkeypatch, "animals")
+    one, two = matrix.run("animals", ["meanflow-2", "meanflow"], "micro", 2, tmp_path)
+    assert (one.method, one.trained_as) == ("meanflow-2", two.folder) and two.trained_as is None
+    assert one.finished() and two.finished()
+    name = "checkpoints/000000000064/ema.safetensors"
+    assert (one.folder / name).read_bytes() == (two.folder / name).read_bytes()
+    assert (one.folder / "log.jsonl").read_bytes() == (two.folder / "log.jsonl").read_bytes()
+    assert "images/s" not in (one.folder / "train.log").read_text()
+    found = {r.method: r.sampler for r in record.read(tmp_path) if not r.known}
+    assert {name: sampler["steps"] for name, sampler in found.items()} == {
+        "meanflow": 1,
+        "meanflow-2": 2,
+    }
+    assert "meanflow-2" in page.write(tmp_path, command="bench").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

@@ -22,6 +22,14 @@ from nanogen import config
 from nanogen.errors import CheckpointError
 from nanogen.run import Run
 
+MEANFLOW = (
+    "objective=meanflow",
+    "objective.kappa=0.5",
+    "sampling.steps=1",
+    "sampling.guidance.scale=1",
+    "sampling.guidance.high=1",
+)
+
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory) -> tuple[Run, Path]:
@@ -52,8 +60,10 @@ def test_resume_is_bit_equal(plain, tmp_path, stop_at):
         ("animals/pixels-x", ["optimiser=adamw"]),
         ("scenes/pixels-v", ["optimiser=muon", *WORDS]),
         ("scenes/pixels-x", ["optimiser=adamw", *WORDS]),
+        ("animals/pixels-v", [*MEANFLOW, "terms.reg=on", "terms.reg.encoder=animals-vit"]),
+        ("animals/pixels-perceptual", ["optimiser=gmuon"]),
     ],
-    ids=["v-adamw", "x-muon", "x-adamw", "words-muon", "words-adamw"],
+    ids=["v-adamw", "x-muon", "x-adamw", "words-muon", "words-adamw", "meanflow-reg", "pdino"],
 )
 def test_every_kind_of_run_resumes_bit_equal(tmp_path, preset, more):
     run = tiny(preset, "train.images=40", "train.sample_every=40", *more)

@@ -223,3 +223,32 @@ def test_before_training(bad: Path, tmp_path: Path) -> None:
     parts = built("sampling.auto.run=nowhere", "sampling.auto.scale=2", "train.sample_every=16")
     with pytest.raises(CheckpointError, match="nowhere is not a run folder"):
         evaluation.hooks(parts, tmp_path)
+
+
+TOLD = ("objective=improved-meanflow", "sampling.guidance.high=1")
+ONE_STEP = (
+    "objective=drifting",
+    "objective.group=4",
+    "sampling.steps=1",
+    "sampling.guidance.scale=1",
+    "sampling.guidance.high=1",
+)
+
+
+def test_a_scale_that_the_bad_model_has_not_learned(tmp_path: Path) -> None:
+    """Said before the first sample is drawn, and of the run that it is about."""
+    folder = trained(
+        tmp_path / "bad",
+        *(ALIKE[0], *TOLD, "objective.guidance_most=3", "sampling.guidance.scale=2"),
+    )
+    with pytest.raises(ConfigError) as caught:
+        fitted(folder, ALIKE[0], *TOLD, "sampling.guidance.scale=6").sampler()
+    message = str(caught.value)
+    assert message.startswith(f"sampling.auto.run={folder}: sampling.guidance.scale=6")
+    assert "from 1 to objective.guidance_most=3" in message and "\n" not in message
+
+
+def test_a_generator_of_one_step_guides_no_flow(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "bad", ALIKE[0], *ONE_STEP)
+    with pytest.raises(ConfigError, match="velocity: of one step there, at a time here"):
+        fitted(folder, ALIKE[0]).sampler()

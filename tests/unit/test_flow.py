@@ -167,6 +167,8 @@ def test_velocity_is_float32_under_autocast() -> None:
     [({"time_std": 0.0}, "time_std"), ({"time_floor": 0.0}, "time_floor")]
     + [
         ({"prediction": "e"}, "prediction"),
+        ({"time_mean": math.inf}, "time_mean=inf"),
+        ({"time_std": math.inf}, "time_std=inf"),
         ({"time_floor": 1.0}, "time_floor"),
         ({"time_floor": 0.1}, "no effect"),
         ({"target": "clamped", "prediction": "x"}, "no effect"),

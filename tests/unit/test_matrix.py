@@ -51,6 +51,27 @@ def test_methods_are_chosen_in_the_order_given(tmp_path):
     ]
 
 
+def test_a_cell_waits_for_the_network_that_it_samples(tmp_path):
+    alone, _ = matrix.cells("animals", ["meanflow-2"], "quick", tmp_path)
+    assert alone.trained_as is None
+    cells = matrix.cells("animals", ["meanflow-2", "pixels-v", "meanflow"], "quick", tmp_path)
+    two, one = cells[0], cells[4]
+    assert (two.name, two.trained_as, one.folder) == (
+        "animals/meanflow-2",
+        tmp_path / "animals-meanflow",
+        tmp_path / "animals-meanflow",
+    )
+    ready = [cell.method for cell in matrix._ready(cells, [])]
+    assert ready == ["pixels-v", "pixels-v", "meanflow", "meanflow"]
+    assert two in matrix._ready([two], []) and two not in matrix._ready([two], [one])
+
+
+def test_a_smoke_run_takes_few_steps_but_no_method_takes_more_than_its_own(tmp_path):
+    cells = matrix.cells("animals", ["pixels-v", "meanflow", "meanflow-2"], "smoke", tmp_path)
+    steps = {cell.method: cell.run.sampling.steps for cell in cells}
+    assert steps == {"pixels-v": 4, "meanflow": 1, "meanflow-2": 2}
+
+
 def test_only_records_of_the_end_finish_a_cell(tmp_path):
     (cell, _) = matrix.cells("animals", ["pixels-v"], "smoke", tmp_path)
     end, metrics = cell.run.train.images, cell.run.evaluation.metrics

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import mean_fields as fields
 import pytest
@@ -177,6 +178,7 @@ def test_clamped_target() -> None:
     "given, named",
     [
         ({"time_std": 0.0}, "time_std"),
+        ({"time_mean": -math.inf}, "time_mean=-inf"),
         ({"shift_base": 0}, "shift_base"),
         ({"instantaneous": 1.5}, "instantaneous"),
         ({"instants": "both"}, "instants"),

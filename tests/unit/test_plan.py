@@ -45,6 +45,12 @@ def test_published_sizes(name: str, parameters: int, flops: float) -> None:
     assert found.forward / 1e9 == pytest.approx(flops, rel=2e-3)
 
 
+@pytest.mark.parametrize("method", ["jit", "pixnerd", "pixelgen"])
+def test_own_architectures_have_a_plan(method: str) -> None:
+    found = cost(recipes.preset(f"imagenet/{method}@upstream"))
+    assert 0 < found.recomputed < found.saved < 1e10 and found.forward > 0
+
+
 @pytest.mark.parametrize("heads", [{}, {"base": 3}])
 def test_blocks_are_extrapolated_exactly(heads: dict[str, int]) -> None:
     """Against the network of full depth, counted as it is."""
@@ -110,7 +116,9 @@ def test_recomputing_keeps_less() -> None:
             ("8x80gb", 8, "h100"),
         )
     ]
-    + [("t2i-512/flux2@8x80gb", Hardware(8, "h100"))],
+    + [("t2i-512/flux2@8x80gb", Hardware(8, "h100"))]
+    + [("imagenet/table1-rae@1x24gb", Hardware(1, "rtx4090"))]
+    + [("t2i-512/flux2@b,1x24gb", Hardware(1, "rtx4090"))],
 )
 def test_hardware_variants_fit(name: str, hardware: Hardware) -> None:
     plan = Plan(recipes.preset(name), cost(recipes.preset(name)), hardware)
@@ -123,6 +131,14 @@ def test_hours_follow_from_the_work() -> None:
     row = dict(zip((c.title for c in found.columns), found.rows[0], strict=True))
     assert row["EFLOPs"].value == pytest.approx(102.8, rel=2e-3)
     assert row["hours"].value == pytest.approx(102.8e18 / (8 * 989e12 * 0.4) / 3600, rel=2e-3)
+
+
+def test_a_network_too_large_for_a_gpu() -> None:
+    """No way of cutting a batch helps where weights and moments alone are too many."""
+    run = recipes.preset("t2i-512/flux2@1x24gb")
+    notes = " ".join(table([run], Hardware(1, "rtx4090")).notes)
+    assert "too large at any batch: t2i-512/flux2@1x24gb; " in notes and "@b" in notes
+    assert "does not fit" not in notes
 
 
 def test_unknown_text_encoder(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -202,6 +202,8 @@ def test_nothing_kept_nothing_made_and_broken_files(kept, tmp_path) -> None:
     [
         ({"posthoc": (0.05, 0.3)}, r"train.posthoc=0.05,0.3: .* between 0 and 0.2887"),
         ({"posthoc": (0.05, 0.05)}, "different widths"),
+        # The names under which they are stored would be the same.
+        ({"posthoc": (0.05, 0.05000001)}, "different widths"),
         ({"posthoc": (0.0,)}, "train.posthoc=0.0"),
         ({"posthoc_every": 10}, "no effect without train.posthoc"),
         ({"posthoc": (0.05,), "posthoc_every": 0}, "train.posthoc_every=0"),

@@ -57,9 +57,19 @@ def test_methods(
     assert spec.tokens == 256
     assert run.objective.prediction == prediction
     assert run.objective.effective_mean(spec) == pytest.approx(mean, abs=5e-5)
-    assert run.objective.time_std == std and run.sampling.shift_base is None
+    assert run.objective.time_std == std
     guidance = run.sampling.guidance
     assert (guidance.scale, guidance.low, guidance.high) == (scale, 0.0, high)
+
+
+@pytest.mark.parametrize(
+    "name, base",
+    [("imagenet/jit", None), ("imagenet/pixnerd", None), ("t2i/jit", None)]
+    + [("t2i/pixnerd", 4096), ("t2i/pixnerd@paper", None), ("t2i/pixnerd@upstream", None)],
+)
+def test_time_grids_of_pixels(name: str, base: int | None) -> None:
+    """Even, but where a released config leaves that out."""
+    assert recipes.preset(name).sampling.shift_base == base
 
 
 def test_a_method_moves_unchanged() -> None:
@@ -131,6 +141,17 @@ class TestVariants:
         assert run.train.start == "runs/t2i/flux2" and run.task.data.path == "data/blip3o-60k"
         assert run.schedule.factor(run.train.images - 1024, 1024, run.train.images) == 1
 
+    @pytest.mark.parametrize(
+        "name, start",
+        [
+            ("t2i/flux2@b,sft", "runs/t2i/flux2@b"),
+            ("t2i/flux2@sft,paper,1x24gb,s", "runs/t2i/flux2@paper,s"),
+            ("t2i/jit@upstream,sft", "runs/t2i/jit@upstream"),
+        ],
+    )
+    def test_fine_tuning_starts_from_the_same_network(self, name: str, start: str) -> None:
+        assert recipes.preset(name).train.start == start
+
     def test_fidelities_of_the_target(self) -> None:
         """The released code clamps the target of v-prediction; the text does not say so."""
         targets = [
@@ -147,6 +168,8 @@ class TestVariants:
             ("imagenet/sd3.5@upstream", "@"),
             ("imagenet/flux2@s,b", "two variants of its size"),
             ("animals/rae@1x24gb", "no variants"),
+            ("imagenet/flux2@", "an empty variant"),
+            ("imagenet/flux2@s,,b", "an empty variant"),
             ("imagenet/table1-jit@s", "@"),
         ],
     )
