@@ -239,5 +239,5 @@ def test_a_user_error_of_the_real_command(tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         "error: unknown preset 'animal/pixels-v'; "
-        "did you mean animals/pixels-v or animals/pixels-x or scenes/pixels-v?\n"
+        "did you mean animals/pixels-v or animals/pixels-x or animals/pixels-perceptual?\n"
     )
