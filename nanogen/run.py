@@ -6,11 +6,13 @@ latent space, the conditioner's width) and writes nothing back into the config.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import chz
 import torch
+from torch import Tensor
 
 from nanogen import config, dist
 from nanogen.config import choice
@@ -26,7 +28,7 @@ from nanogen.tokenizers.raw import PRECISIONS, Precision, raw_latents
 from nanogen.train import settings
 from nanogen.train.schedule import Schedule
 from nanogen.train.settings import AveragedTraining, check_name_and_seed, without_habits
-from nanogen.types import Batch, Conditioner, Tokenizer
+from nanogen.types import Batch, Conditioner, LatentSpec, Tokenizer
 
 Terms = config.switches("term")
 
@@ -179,20 +181,22 @@ def assemble(run: Run, teachers: Teachers, tokenizer: Tokenizer, conditioner: Co
     """The trained module of a run, given what surrounds it. Works on the meta device too: no
     teacher is opened.
     """
-    objective = objective_of(run, teachers, tokenizer)
+    objective = objective_of(run, teachers, tokenizer.spec, tokenizer.decode)
     run.sampling.check(objective)
     backbone = run.backbone.build(tokenizer.spec, conditioner.spec, objective.wiring)
     return Model(backbone, objective, conditioner, run.train.condition_dropout)
 
 
-def objective_of(run: Run, teachers: Teachers, tokenizer: Tokenizer) -> Objective:
+def objective_of(
+    run: Run, teachers: Teachers, latent: LatentSpec, decode: Callable[[Tensor], Tensor]
+) -> Objective:
     """The objective of a run with its terms, which say what its network is wired for."""
     facts = Facts(
         seed=run.seed,
-        latent=tokenizer.spec,
+        latent=latent,
         image_size=teachers.image_size,
         feature_width=run.backbone.width,
-        decode=tokenizer.decode,
+        decode=decode,
         blocks=run.backbone.depth,
         batch=run.train.batch,
         teachers=teachers,
@@ -212,13 +216,12 @@ def parts_on(terms: object) -> dict[str, Any]:
 def check(run: Run) -> None:
     """Refuse values that contradict each other or have no effect, naming the fields."""
     train, guidance = run.train, run.sampling.guidance
-    null = getattr(run.objective, "needs_null", True)
-    if guidance.on and null and train.condition_dropout == 0:
+    if guidance.on and run.objective.needs_null and train.condition_dropout == 0:
         raise ConfigError(
             f"sampling.guidance.scale={guidance.scale} needs train.condition_dropout above 0: "
             "without dropout the null condition is never trained"
         )
-    if getattr(run.objective, "learns_guidance", False) and train.condition_dropout == 0:
+    if run.objective.learns_guidance and train.condition_dropout == 0:
         raise ConfigError(
             "this objective learns guidance away from the null condition and needs "
             "train.condition_dropout above 0: without dropout that is never trained"
@@ -228,8 +231,7 @@ def check(run: Run) -> None:
             "evaluation.every has no effect without evaluation.metrics; name some or set it to 0"
         )
     run.schedule.check(train.images)
-    if hasattr(run.objective, "check_sampling"):
-        run.objective.check_sampling(run.sampling)
+    run.objective.check_sampling(run.sampling)
 
 
 def pick_device(name: str) -> torch.device:

@@ -23,7 +23,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanogen.backbones.layers import Attention, RMSNorm, Rotary, SwiGLU, modulated, through
+from nanogen.backbones.layers import (
+    Attention,
+    RMSNorm,
+    Rotary,
+    SwiGLU,
+    modulated,
+    through,
+    unpatchified,
+)
 from nanogen.backbones.modulators import ClassContext, Context, Moment, TextContext
 from nanogen.backbones.refusals import (
     check_head_width,
@@ -232,10 +240,3 @@ class FinalNorm(nn.Module):
         """s [B, S, D], c [B, D] -> [B, S, D]."""
         shift, scale = self.adaln_modulation(c)[:, None].chunk(2, dim=-1)
         return modulated(self.norm(s), shift, scale)
-
-
-def unpatchified(tokens: Tensor, latent: LatentSpec) -> Tensor:
-    """[B, N, p p C], channel fastest, -> [B, C, h, w]."""
-    p, rows = latent.patch, latent.height // latent.patch
-    grid = tokens.unflatten(2, (p, p, -1)).unflatten(1, (rows, -1))  # [B, rows, columns, p, p, C]
-    return grid.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)

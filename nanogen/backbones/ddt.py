@@ -34,6 +34,7 @@ from nanogen.backbones.layers import (
     TimeEmbed,
     modulated,
     through,
+    unpatchified,
     zeroed,
 )
 from nanogen.backbones.refusals import (
@@ -127,26 +128,8 @@ class Ddt(InContext):
             name: self._further(name, context.base, after[block])
             for name, block in wanted.heads.items()
         }
-        return Prediction(
-            found | {"image": self._image(found["image"])}, wanted.features(after), heads
-        )
-
-    def features(
-        self,
-        state: State,
-        t: Tensor,
-        condition: Condition,
-        want: Iterable[str],
-        *,
-        interval: Tensor | None = None,
-        scalars: Mapping[str, Tensor] | None = None,
-    ) -> dict[str, Tensor]:
-        """The wanted features alone: the same as those of `forward`, without the blocks after the
-        last of them.
-        """
-        wanted = Wanted.of(want, self.depth, {})
-        context = self._context(t, condition, interval, scalars)
-        return wanted.features(self._encode(self._tokens(state), context, wanted.blocks | {0}))
+        found |= {"image": unpatchified(found["image"], self.latent)}
+        return Prediction(found, wanted.features(after), heads)
 
     def _tokens(self, state: State) -> Tensor:
         return self._with_leaves(self.s_embedder(state["image"]), state, "_enc")
@@ -154,7 +137,7 @@ class Ddt(InContext):
     def _further(self, name: str, base: Tensor, tokens: Tensor) -> Tensor:
         """What a further head predicts of the image: its tokens are modulated by themselves."""
         u = F.silu(base[:, None] + tokens[:, len(self.leaves) :])
-        return self._image(getattr(self, f"{name}_final_layer")(u, u)["image"])
+        return unpatchified(getattr(self, f"{name}_final_layer")(u, u)["image"], self.latent)
 
 
 class DecoderBlock(nn.Module):

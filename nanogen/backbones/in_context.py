@@ -10,7 +10,8 @@ no positions except those of the image, so that their order only matters for rea
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,6 +30,7 @@ from nanogen.backbones.layers import (
     through,
 )
 from nanogen.backbones.refusals import check_heads, check_told
+from nanogen.backbones.wanted import Wanted
 from nanogen.types import Condition, ConditionSpec, LatentSpec, State, Wiring
 
 
@@ -44,7 +46,7 @@ class Context:
     """bool [B, L]: which of the last L tokens are real; None: all are"""
 
 
-class InContext(nn.Module):
+class InContext(nn.Module, ABC):
     """What both backbones share. The one that inherits adds its modules in the order of its choice,
     as initial weights are drawn in that order, and names them as checkpoints of diffusion-bench do.
     """
@@ -65,6 +67,29 @@ class InContext(nn.Module):
         self.leaves = dict(wiring.leaves)
         self.recompute = False
         """whether training computes the activations of a block again instead of keeping them"""
+
+    @abstractmethod
+    def _tokens(self, state: State) -> Tensor:
+        """What the encoder reads of a noisy state: tokens of leaves and image, [B, leaves + N,
+        D].
+        """
+
+    def features(
+        self,
+        state: State,
+        t: Tensor,
+        condition: Condition,
+        want: Iterable[str],
+        *,
+        interval: Tensor | None = None,
+        scalars: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """The wanted features alone: the same as those of `forward`, without the blocks after the
+        last of them.
+        """
+        wanted = Wanted.of(want, self.depth, {})
+        context = self._context(t, condition, interval, scalars)
+        return wanted.features(self._encode(self._tokens(state), context, wanted.blocks | {0}))
 
     def _add_numbers(self, width: int) -> None:
         """Embeddings of the absolute time and of the scalars, where the wiring has any."""
@@ -125,13 +150,6 @@ class InContext(nn.Module):
             if number in keep:
                 after[number] = s[:, :own]
         return after
-
-    def _image(self, patches: Tensor) -> Tensor:
-        """[B, N, p p C], channel fastest, -> [B, C, h, w]."""
-        p, rows = self.latent.patch, self.latent.height // self.latent.patch
-        grid = patches.unflatten(2, (p, p, -1)).unflatten(1, (rows, -1))
-        # [B, rows, columns, p, p, C]
-        return grid.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
 class Head(Protocol):

@@ -31,8 +31,8 @@ import chz
 import torch
 from torch import Tensor, nn
 
-from nanogen.backbones.adaln import AdalnTransformer, FinalNorm, Shape, ZeroLinear, unpatchified
-from nanogen.backbones.layers import Rotary
+from nanogen.backbones.adaln import AdalnTransformer, FinalNorm, Shape, ZeroLinear
+from nanogen.backbones.layers import Rotary, unpatchified
 from nanogen.backbones.modulators import NumberEmbed
 from nanogen.backbones.refusals import check_positive
 from nanogen.errors import ConfigError

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nanogen.types import LabelCondition, TextCondition
+from nanogen.types import LabelCondition, LatentSpec, TextCondition
 
 TIME_TOKENS = 4
 CLASS_TOKENS = 8
@@ -61,7 +61,15 @@ class Rotary(nn.Module):
     turn: Tensor
     """[before + N, head_width / 2, 2]: cosine and sine of each angle"""
 
-    def __init__(self, rows: int, columns: int, head_width: int, before: int = 0) -> None:
+    def __init__(
+        self,
+        rows: int,
+        columns: int,
+        head_width: int,
+        before: int = 0,
+        extent: float | None = None,
+    ) -> None:
+        """Positions are numbers of tokens, or run from 0 to `extent` along each side."""
         super().__init__()
         if head_width % 4:
             raise ValueError(
@@ -69,8 +77,13 @@ class Rotary(nn.Module):
             )
         axis = head_width // 2
         frequency = 10000.0 ** (-torch.arange(0, axis, 2, dtype=torch.float64) / axis)
-        row = torch.arange(rows, dtype=torch.float64).repeat_interleave(columns)
-        column = torch.arange(columns, dtype=torch.float64).repeat(rows)
+        row, column = (
+            torch.arange(count, dtype=torch.float64)
+            if extent is None
+            else torch.linspace(0, extent, count, dtype=torch.float64)
+            for count in (rows, columns)
+        )
+        row, column = row.repeat_interleave(columns), column.repeat(rows)
         angle = torch.cat([row[:, None] * frequency, column[:, None] * frequency], dim=1)
         angle = torch.cat([angle.new_zeros(before, axis), angle])
         turn = torch.stack([angle.cos(), angle.sin()], dim=-1).float()
@@ -202,6 +215,13 @@ class TextEmbed(nn.Module):
 def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x (1 + scale) + shift."""
     return torch.addcmul(x + shift, x, scale)
+
+
+def unpatchified(patches: Tensor, latent: LatentSpec) -> Tensor:
+    """[B, N, p p C], channel fastest, -> [B, C, h, w]."""
+    p, rows = latent.patch, latent.height // latent.patch
+    grid = patches.unflatten(2, (p, p, -1)).unflatten(1, (rows, -1))  # [B, rows, columns, p, p, C]
+    return grid.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
 def zeroed(linear: nn.Linear) -> nn.Linear:

@@ -14,7 +14,7 @@ import chz
 from torch import Tensor, nn
 
 from nanogen.backbones.in_context import EncoderBlock, InContext, condition_embed, read_out
-from nanogen.backbones.layers import PatchEmbed, RMSNorm, Rotary, TimeEmbed, zeroed
+from nanogen.backbones.layers import PatchEmbed, RMSNorm, Rotary, TimeEmbed, unpatchified, zeroed
 from nanogen.backbones.refusals import (
     check_head_width,
     check_hidden,
@@ -96,31 +96,14 @@ class LightningDit(InContext):
         found = self.final_layer(after[self.depth])
         first = len(self.leaves)
         heads = {
-            name: self._image(
-                getattr(self, f"{name}_final_layer")(after[block][:, first:])["image"]
+            name: unpatchified(
+                getattr(self, f"{name}_final_layer")(after[block][:, first:])["image"],
+                self.latent,
             )
             for name, block in wanted.heads.items()
         }
-        return Prediction(
-            found | {"image": self._image(found["image"])}, wanted.features(after), heads
-        )
-
-    def features(
-        self,
-        state: State,
-        t: Tensor,
-        condition: Condition,
-        want: Iterable[str],
-        *,
-        interval: Tensor | None = None,
-        scalars: Mapping[str, Tensor] | None = None,
-    ) -> dict[str, Tensor]:
-        """The wanted features alone: the same as those of `forward`, without the blocks after the
-        last of them.
-        """
-        wanted = Wanted.of(want, self.depth, {})
-        context = self._context(t, condition, interval, scalars)
-        return wanted.features(self._encode(self._tokens(state), context, wanted.blocks | {0}))
+        found |= {"image": unpatchified(found["image"], self.latent)}
+        return Prediction(found, wanted.features(after), heads)
 
     def _tokens(self, state: State) -> Tensor:
         return self._with_leaves(self.x_embedder(state["image"]), state)

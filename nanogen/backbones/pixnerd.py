@@ -37,8 +37,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanogen.backbones.adaln import AdalnTransformer, FinalNorm, Shape, ZeroLinear, unpatchified
-from nanogen.backbones.layers import PatchEmbed, RMSNorm, Rotary, through
+from nanogen.backbones.adaln import AdalnTransformer, FinalNorm, Shape, ZeroLinear
+from nanogen.backbones.layers import PatchEmbed, RMSNorm, Rotary, through, unpatchified
 from nanogen.backbones.refusals import check_positive
 from nanogen.errors import ConfigError
 from nanogen.registry import register
@@ -85,8 +85,12 @@ class Pixnerd(AdalnTransformer):
         )
         super().__init__(shape, latent, condition, wiring)
         self.embed = PatchEmbed(latent.channels, latent.patch, width)
-        self.rotary = StretchedRotary(
-            self.rows, self.columns, width // config.heads, before=len(wiring.leaves)
+        self.rotary = Rotary(
+            self.rows,
+            self.columns,
+            width // config.heads,
+            before=len(wiring.leaves),
+            extent=GRID,
         )
         self.leaf_norm = FinalNorm(width) if wiring.leaves else None
         self.field = NeuralField(config, latent.channels, latent.patch)
@@ -147,20 +151,6 @@ class FieldLayer(nn.Module):
         first = unit_columns(first.unflatten(-1, (self.width, self.hidden)))
         second = unit_columns(second.unflatten(-1, (self.hidden, self.width)))
         return v + F.silu(self.norm(v) @ first) @ second
-
-
-class StretchedRotary(Rotary):
-    """2-D rotary positions that run from 0 to 16 along each side."""
-
-    def __init__(self, rows: int, columns: int, head_width: int, before: int = 0) -> None:
-        super().__init__(rows, columns, head_width, before)
-        axis = head_width // 2
-        frequency = 10000.0 ** (-torch.arange(0, axis, 2, dtype=torch.float64) / axis)
-        row = torch.linspace(0, GRID, rows, dtype=torch.float64).repeat_interleave(columns)
-        column = torch.linspace(0, GRID, columns, dtype=torch.float64).repeat(rows)
-        angle = torch.cat([row[:, None] * frequency, column[:, None] * frequency], dim=1)
-        angle = torch.cat([angle.new_zeros(before, axis), angle])
-        self.turn = torch.stack([angle.cos(), angle.sin()], dim=-1).float()
 
 
 def patched(image: Tensor, patch: int) -> Tensor:

@@ -15,13 +15,11 @@ import torch
 from torch import nn
 
 from nanogen import recipes
-from nanogen.encoders.teachers import Teachers
 from nanogen.errors import ConfigError
 from nanogen.exchange.architecture import DDT, HEAD, LEAF, LIGHTNING, Architecture, Tower
-from nanogen.objectives.base import Objective
-from nanogen.plan.shapes import StandInTokenizer, Surroundings, surroundings
+from nanogen.plan.shapes import Surroundings, objective_on_meta, surroundings
 from nanogen.registry import entry_of
-from nanogen.run import Run, objective_of
+from nanogen.run import Run
 
 BACKBONE = "backbone."
 """what stands before the names of a backbone's weights in a checkpoint of a run"""
@@ -94,13 +92,6 @@ def expected(run: Run, around: Surroundings) -> Architecture:
         base=HEAD in wiring.heads,
         projector=None if weight is None or weight.ndim != 2 else len(weight),
     )
-
-
-def objective_on_meta(run: Run, around: Surroundings) -> Objective:
-    """The objective of a run with its terms; no teacher is opened."""
-    tokenizer = StandInTokenizer(around.latent)
-    with torch.device("meta"):
-        return objective_of(run, Teachers(around.image_size), tokenizer)
 
 
 def trained_on_meta(run: Run, around: Surroundings) -> nn.ModuleDict:

@@ -5,8 +5,9 @@ the network, and returns the regression loss. Any number of *terms* (REPA, REG, 
 internal guidance, ...) add to it: a term may add a leaf to the state or a head to the network, may
 ask for features of the network, and returns one more loss from the same forward pass.
 
-Either is one file in this folder: a chz config with `build`, registered as an objective or as a
-term. `wiring` of an objective says what its network must have been built with.
+Either is one file in this folder: a chz config with `build` (for an objective, an
+`ObjectiveConfig`), registered as an objective or as a term. `wiring` of an objective says what its
+network must have been built with.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
+import chz
 from torch import Tensor, nn
 
 from nanogen import rng
@@ -36,6 +38,7 @@ from nanogen.types import (
 
 if TYPE_CHECKING:
     from nanogen.sampling.guidance import Guidance
+    from nanogen.sampling.settings import Sampling
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,34 @@ class Term(nn.Module):
     def loss(self, step: Step) -> Tensor | None:
         """[B], unweighted; None for a term that only adds a leaf."""
         return None
+
+
+@chz.chz
+class ObjectiveConfig:
+    """What the config of every objective says besides its fields; subclass it, and override what
+    differs.
+    """
+
+    @property
+    def passes(self) -> float:
+        """Forward passes that training on an image costs: a backward pass counts as two, as does a
+        derivative.
+        """
+        return 3.0
+
+    @property
+    def needs_null(self) -> bool:
+        """Whether guidance when sampling needs the null condition trained."""
+        return True
+
+    @property
+    def learns_guidance(self) -> bool:
+        """Whether targets compare what the network predicts with a condition and without."""
+        return False
+
+    def check_sampling(self, sampling: Sampling) -> None:
+        """ConfigError where samples cannot be drawn so of any network of this objective."""
+        return
 
 
 class Objective(nn.Module, ABC):

@@ -34,7 +34,7 @@ from torch import Tensor
 from nanogen import rng
 from nanogen.encoders.teachers import EncoderTeacher
 from nanogen.errors import ConfigError
-from nanogen.objectives.base import Facts, Inputs, Objective, Term
+from nanogen.objectives.base import Facts, Inputs, Objective, ObjectiveConfig, Term
 from nanogen.objectives.drift_field import Pull, drift
 from nanogen.objectives.drift_group import NO_CONDITION, kinds_of, pull
 from nanogen.objectives.power_law import power_law
@@ -52,7 +52,7 @@ POWER = 3.0
 
 @register("objective", "drifting", summary="one-step generator that follows a drift field")
 @chz.chz
-class DriftingConfig:
+class DriftingConfig(ObjectiveConfig):
     """The features compared are the latents, those of a frozen encoder, or both."""
 
     encoder: str = chz.field(
@@ -128,14 +128,11 @@ class DriftingConfig:
 
     @property
     def passes(self) -> float:
-        """Forward passes that training on an image costs: a backward pass counts as two."""
         return 3.0 * self.draws
 
     @property
     def needs_null(self) -> bool:
-        """Whether guidance needs the null condition trained: what it guides away from here is real
-        images.
-        """
+        # What it guides away from here is real images.
         return False
 
     def build(self, facts: Facts, terms: Mapping[str, Term]) -> Drifting:

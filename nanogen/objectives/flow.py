@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -19,28 +18,17 @@ from nanogen import rng
 from nanogen.errors import ConfigError
 from nanogen.objectives import path
 from nanogen.objectives.base import Facts, Inputs, Objective, Step, Term, squared_error
-from nanogen.objectives.refusals import check_times
+from nanogen.objectives.times import TimedConfig
 from nanogen.registry import register
-from nanogen.types import Backbone, LatentSpec, Losses, State
+from nanogen.types import Backbone, Losses, State
 
 TIME_FLOOR = 0.05
 
 
 @register("objective", "flow", summary="rectified flow with v- or x-prediction")
 @chz.chz
-class FlowConfig:
-    """Times are logit-normal(mean, std), then shifted by a = sqrt(dim / shift_base).
-
-    The shift adds ln a to the mean and nothing else, so `shift_base=None` with another mean says
-    the same law outright.
-    """
-
+class FlowConfig(TimedConfig):
     prediction: Literal["v", "x"] = "v"
-    time_mean: float = 0.0
-    time_std: float = 1.0
-    shift_base: int | None = chz.field(
-        default=4096, doc="latent size at which a = 1; None: no shift"
-    )
     time_floor: float = chz.field(
         default=TIME_FLOOR, doc="least divisor of x-prediction and of a clamped target"
     )
@@ -54,9 +42,6 @@ class FlowConfig:
     def _ranges(self) -> None:
         if self.prediction not in ("v", "x"):
             raise ConfigError(f"objective.prediction={self.prediction!r}: choose v or x")
-        check_times(self.time_mean, self.time_std)
-        if self.shift_base is not None and self.shift_base < 1:
-            raise ConfigError(f"objective.shift_base={self.shift_base}: must be 1 or more, or None")
         if not 0 < self.time_floor < 1:
             raise ConfigError(f"objective.time_floor={self.time_floor}: must lie between 0 and 1")
         if self.target not in ("exact", "clamped"):
@@ -77,12 +62,6 @@ class FlowConfig:
     def clamped(self) -> bool:
         """Whether `time_floor` bounds the divisor of the target."""
         return self.prediction == "x" or self.target == "clamped"
-
-    def effective_mean(self, latent: LatentSpec) -> float:
-        """Mean of logit t after the shift."""
-        if self.shift_base is None:
-            return self.time_mean
-        return self.time_mean + math.log(path.shift_ratio(latent.dim, self.shift_base))
 
     def build(self, facts: Facts, terms: Mapping[str, Term]) -> Flow:
         return Flow(self, facts, terms)

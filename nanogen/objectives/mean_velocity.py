@@ -30,24 +30,20 @@ from nanogen import rng
 from nanogen.errors import ConfigError
 from nanogen.objectives import path
 from nanogen.objectives.base import Facts, Objective, Step, Term
-from nanogen.objectives.refusals import check_times
-from nanogen.types import Backbone, Batch, Condition, LatentSpec, Prediction, State
+from nanogen.objectives.times import TimedConfig
+from nanogen.types import Backbone, Batch, Condition, Prediction, State
 
 EPSILON = 0.01
 
 
 @chz.chz
-class MeanVelocityConfig:
+class MeanVelocityConfig(TimedConfig):
     """Intervals [r, t] lie between two logit-normal(mean, std) times, shifted as those of `flow`.
 
     A share of the samples has r = t instead and learns the velocity itself.
     """
 
     time_mean: float = -0.4
-    time_std: float = 1.0
-    shift_base: int | None = chz.field(
-        default=4096, doc="latent size at which a = 1; None: no shift"
-    )
     instantaneous: float = chz.field(default=0.75, doc="share of samples with r = t")
     instants: Literal["single", "later"] = chz.field(
         default="single", doc="t where r = t: one draw, or the later of the two"
@@ -60,9 +56,6 @@ class MeanVelocityConfig:
 
     @chz.validate
     def _law(self) -> None:
-        check_times(self.time_mean, self.time_std)
-        if self.shift_base is not None and self.shift_base < 1:
-            raise ConfigError(f"objective.shift_base={self.shift_base}: must be 1 or more, or None")
         if not 0 <= self.instantaneous <= 1:
             raise ConfigError(f"objective.instantaneous={self.instantaneous}: must lie in [0, 1]")
         if self.instants not in ("single", "later"):
@@ -85,22 +78,9 @@ class MeanVelocityConfig:
             )
 
     @property
-    def learns_guidance(self) -> bool:
-        """Whether targets compare what the network predicts with a condition and without."""
-        return False
-
-    @property
     def passes(self) -> float:
-        """Forward passes that training on an image costs, at most: a backward pass counts as two,
-        as does a derivative, of those that have one.
-        """
+        # A derivative for those alone that have an interval.
         return 3 + 2 * (1 - self.instantaneous)
-
-    def effective_mean(self, latent: LatentSpec) -> float:
-        """Mean of logit t after the shift."""
-        if self.shift_base is None:
-            return self.time_mean
-        return self.time_mean + math.log(path.shift_ratio(latent.dim, self.shift_base))
 
 
 @dataclass(frozen=True)

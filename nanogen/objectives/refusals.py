@@ -20,14 +20,6 @@ def check_weight(term: str, weight: float) -> None:
         )
 
 
-def check_times(mean: float, std: float) -> None:
-    """Refuse a law of times that would put all of them at 0 or 1."""
-    if not math.isfinite(mean):
-        raise ConfigError(f"objective.time_mean={mean}: must be finite")
-    if not 0 < std < math.inf:
-        raise ConfigError(f"objective.time_std={std}: must be above 0 and finite")
-
-
 def check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
     """Refuse a value that is none of the choices of a field."""
     if value not in choices:

@@ -20,11 +20,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from nanogen.encoders.teachers import Teachers
 from nanogen.model import parameter_count
-from nanogen.plan.shapes import StandInTokenizer, surroundings
+from nanogen.plan.shapes import objective_on_meta, surroundings
 from nanogen.registry import entry_of
-from nanogen.run import Run, objective_of
+from nanogen.run import Run
 from nanogen.types import (
     Condition,
     ConditionSpec,
@@ -36,10 +35,10 @@ from nanogen.types import (
 
 MOMENTS = {"adamw": 2}
 """float32 values that an optimiser keeps of each weight; 1 for others"""
-ONE_STEP = 3.0
-"""a forward pass, and a backward pass that costs as much as two"""
 REPEATING = ("ddt", "lightning-dit")
-"""backbones whose encoder blocks are all alike"""
+"""backbones whose encoder blocks are all alike, and of which embeddings and heads alone depend on
+how many numbers a patch has
+"""
 
 
 @dataclass(frozen=True)
@@ -74,21 +73,18 @@ class Cost:
 def cost(run: Run) -> Cost:
     """ConfigError where a part is of unknown shape."""
     around = surroundings(run)
-    tokenizer = StandInTokenizer(around.latent)
-    with torch.device("meta"):
-        objective = objective_of(run, Teachers(around.image_size), tokenizer)
+    objective = objective_on_meta(run, around)
     subject = Subject(run.backbone, around.latent, around.condition, objective.wiring)
     counts = _counts(subject)
     half = run.train.precision == "bf16"
-    saved, largest = _saved(subject.on_one_channel(), half)
+    saved, largest = _saved(subject.on_channels(1) if subject.repeats else subject, half)
     trained = counts.trained + sum(p.numel() for p in objective.parameters() if p.requires_grad)
     moments = MOMENTS.get(entry_of(type(run.optimiser)).name, 1)
     return Cost(
         parameters=counts.parameters,
         trained=trained,
         forward=counts.flops,
-        # An objective that calls its network more than once a step says how often.
-        passes=getattr(run.objective, "passes", ONE_STEP),
+        passes=run.objective.passes,
         saved=saved,
         recomputed=4.0 * subject.sequence * run.backbone.width * run.backbone.depth + largest,
         state=trained * (4.0 * (3 + moments) + 2.0 * half),
@@ -117,21 +113,22 @@ class Subject:
 
     @property
     def repeats(self) -> bool:
-        """Whether all blocks of the encoder cost alike, so that two depths say what each adds."""
+        """Whether costs are affine in depth and channels, so that small networks tell them all."""
         return entry_of(type(self.config)).name in REPEATING and self.config.depth > 2
 
     def build(self) -> nn.Module:
         return self.config.build(self.latent, self.condition, self.wiring)
 
-    def on_one_channel(self) -> Subject:
-        """As many tokens of one channel: embedding and head are next to nothing of what is kept,
-        but for networks whose parts differ, which stay as they are.
-        """
-        if not self.repeats:
-            return self
+    @property
+    def channels(self) -> int:
+        """Numbers of a patch."""
+        return self.latent.channels * self.latent.patch**2
+
+    def on_channels(self, channels: int) -> Subject:
+        """On as many tokens, with another number of channels each."""
         latent = self.latent
         grid = latent.height // latent.patch, latent.width // latent.patch
-        return Subject(self.config, LatentSpec(1, *grid, 1), self.condition, self.wiring)
+        return Subject(self.config, LatentSpec(channels, *grid, 1), self.condition, self.wiring)
 
     def of_depth(self, depth: int) -> Subject:
         heads = {name: min(block, depth) for name, block in self.wiring.heads.items()}
@@ -173,17 +170,26 @@ class Counts:
     flops: int
     """of one image in one forward pass"""
 
-    def deeper(self, one_more: Counts, blocks: int) -> Counts:
-        """With so many blocks more, of which `one_more` has one."""
-        pairs = zip(astuple(self), astuple(one_more), strict=True)
-        return Counts(*(less + blocks * (more - less) for less, more in pairs))
+    def plus(self, times: int, more: Counts, less: Counts) -> Counts:
+        """With what `more` has beyond `less`, so many times."""
+        rows = zip(astuple(self), astuple(more), astuple(less), strict=True)
+        return Counts(*(own + times * (a - b) for own, a, b in rows))
+
+
+def _counts(subject: Subject) -> Counts:
+    if not subject.repeats:
+        return _counted(subject)
+    small = subject.of_depth(1).on_channels(1)
+    base, deeper, wider = map(
+        _counted, (small, subject.of_depth(2).on_channels(1), small.on_channels(2))
+    )
+    depth, channels = subject.config.depth, subject.channels
+    return base.plus(depth - 1, deeper, base).plus(channels - 1, wider, base)
 
 
 @functools.cache
-def _counts(subject: Subject) -> Counts:
-    if subject.repeats:
-        one, two = (_counts(subject.of_depth(depth)) for depth in (1, 2))
-        return one.deeper(two, subject.config.depth - 1)
+def _counted(subject: Subject) -> Counts:
+    """By the operations of the network itself."""
     with torch.device("meta"):
         network = subject.build()
     with FlopCounterMode(display=False) as counter, torch.no_grad():

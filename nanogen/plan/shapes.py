@@ -9,11 +9,14 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import nn
 
+from nanogen.encoders.teachers import Teachers
 from nanogen.errors import ConfigError, DataError
+from nanogen.objectives.base import Objective
 from nanogen.registry import entry_of
-from nanogen.run import Run
+from nanogen.run import Run, objective_of
 from nanogen.tokenizers.base import TokenizerFacts
 from nanogen.types import ConditionSpec, LatentSpec
 
@@ -34,32 +37,19 @@ class Surroundings:
     """what was taken for granted, since it is not here"""
 
 
-@dataclass
-class StandInTokenizer:
-    """A latent space without an autoencoder."""
-
-    spec: LatentSpec
-    fingerprint: str = "stand-in"
-    raw_fingerprint: str = "stand-in"
-
-    def raw(self, images: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def latents(self, raw: Tensor, keys: Tensor | None = None) -> Tensor:
-        raise NotImplementedError
-
-    def encode(self, images: Tensor, keys: Tensor | None = None) -> Tensor:
-        raise NotImplementedError
-
-    def decode(self, latents: Tensor) -> Tensor:
-        raise NotImplementedError
-
-
 def surroundings(run: Run) -> Surroundings:
     """ConfigError for a tokenizer or a text encoder whose shape is not known without its files."""
     assumed: list[str] = []
     size, classes = _data(run, assumed)
     return Surroundings(size, _latent(run, size), _condition(run, classes, assumed), tuple(assumed))
+
+
+def objective_on_meta(run: Run, around: Surroundings) -> Objective:
+    """The objective of a run with its terms, which say how its network is wired; no teacher is
+    opened.
+    """
+    with torch.device("meta"):
+        return objective_of(run, Teachers(around.image_size), around.latent, decode=nn.Identity())
 
 
 def _data(run: Run, assumed: list[str]) -> tuple[int, int]:

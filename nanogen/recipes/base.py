@@ -24,6 +24,8 @@ class TaskRecipe:
     """pixels a side of a token, for methods in pixel space"""
     published: bool = False
     """whether it is a task of the paper, with its fidelities"""
+    area: int = 1
+    """how many times as many tokens an image has as one of 256 px"""
     best_guidance: bool = False
     """whether each method has a best scale of guidance of its own (Table 2)"""
 
@@ -45,5 +47,3 @@ class MethodRecipe:
     """what the method's own repository does otherwise; empty where none is known"""
     trained_as: str = ""
     """the method whose trained network this one samples otherwise; empty: one of its own"""
-    published: Mapping[str, str] = field(default_factory=dict)
-    """what the paper prints of it, where that cannot be made from a released config"""

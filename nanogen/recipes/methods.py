@@ -198,7 +198,6 @@ def _table1(name: str, plain: MethodRecipe, values: Values, published: str) -> M
         values=plain.values | values,
         guidance=None,
         upstream={},
-        published={"parameters": published},
     )
 
 

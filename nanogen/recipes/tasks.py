@@ -101,7 +101,8 @@ TASKS: dict[str, TaskRecipe] = {
         "BLIP-3o captions at 512 px, 100K steps, 1 B parameters",
         PAPER | {"backbone.width": 1584, "backbone.heads": 22},
         TEXT_TO_IMAGE | {"task.data.size": 512},
-        pixel_patch=32,
+        pixel_patch=16,
         published=True,
+        area=4,
     ),
 }

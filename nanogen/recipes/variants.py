@@ -106,7 +106,7 @@ def _size(depth: int, width: int, heads: int) -> Change:
 
 def _hardware(micro_batch: int, recompute: bool = False) -> Change:
     return lambda task, method, values: {
-        "machine.micro_batch": micro_batch // (4 if task.pixel_patch == 32 else 1),
+        "machine.micro_batch": micro_batch // task.area,
         "machine.recompute": recompute,
     }
 

@@ -16,11 +16,11 @@ from typing import Protocol
 import chz
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from nanogen.encoders.lpips import open_lpips
 from nanogen.encoders.vision import VisionEncoder, open_encoder
 from nanogen.errors import ConfigError
+from nanogen.objectives.alignment import cosine_distance
 from nanogen.registry import register
 
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -96,4 +96,4 @@ class TokenDistance(nn.Module):
         with torch.no_grad():
             wanted = self.encoder(images).patches.float()
         found = self.encoder(others).patches.float()
-        return 1 - functional.cosine_similarity(found, wanted, dim=-1).mean(1)
+        return cosine_distance(found, wanted)
