@@ -153,6 +153,19 @@ class Repa(Term):
             )
 
 
+class Projector(nn.Sequential):
+    """Features [B, N, D] -> [B, N, width of the target]: three layers with SiLU."""
+
+    def __init__(self, width: int, hidden: int, target: int) -> None:
+        super().__init__(
+            nn.Linear(width, hidden),
+            nn.SiLU(),
+            nn.Linear(hidden, hidden),
+            nn.SiLU(),
+            nn.Linear(hidden, target),
+        )
+
+
 class ConvProjector(nn.Module):
     """Image tokens [B, N, D] -> [B, N, target] by a 3 x 3 convolution on their grid."""
 
@@ -197,10 +210,4 @@ def _projector(config: RepaConfig, facts: Facts, target: int) -> nn.Module:
         return ConvProjector(_grid(facts.latent), width, target)
     if config.projector == "linear":
         return nn.Linear(width, target)
-    return nn.Sequential(
-        nn.Linear(width, hidden),
-        nn.SiLU(),
-        nn.Linear(hidden, hidden),
-        nn.SiLU(),
-        nn.Linear(hidden, target),
-    )
+    return Projector(width, hidden, target)

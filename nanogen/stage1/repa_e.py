@@ -57,19 +57,6 @@ class Rules:
     """autocast VAE and transformer; losses, their networks and the norm stay in float32"""
 
 
-class Projector(nn.Sequential):
-    """Features [B, N, D] -> [B, N, width of the target]: three layers with SiLU."""
-
-    def __init__(self, width: int, hidden: int, target: int) -> None:
-        super().__init__(
-            nn.Linear(width, hidden),
-            nn.SiLU(),
-            nn.Linear(hidden, hidden),
-            nn.SiLU(),
-            nn.Linear(hidden, target),
-        )
-
-
 class AlignedDiffusion(nn.Module):
     """The batch norm of latents, the diffusion transformer, and the projector: what is updated
     together, and averaged together with the norm's statistics.

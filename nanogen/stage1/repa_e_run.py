@@ -20,13 +20,14 @@ from nanogen.config import choice
 from nanogen.data.base import Source
 from nanogen.encoders.vision import VisionEncoder, open_encoder
 from nanogen.errors import ConfigError
+from nanogen.objectives.repa import Projector
 from nanogen.run import pick_device
 from nanogen.stage1.autoencoder import Reconstruction, TrainableAutoencoder
 from nanogen.stage1.discriminators import across_processes
 from nanogen.stage1.games import Game, GameFields, NoGame
 from nanogen.stage1.kl_vae import KlVae
 from nanogen.stage1.latent_norm import LatentNorm
-from nanogen.stage1.repa_e import AlignedDiffusion, Projector, RepaE, Rules
+from nanogen.stage1.repa_e import AlignedDiffusion, RepaE, Rules
 from nanogen.stage1.run import TokenizerEvaluation, TokenizerRun
 from nanogen.stage1.tuned_vae import export
 from nanogen.tasks.base import Task

@@ -7,8 +7,9 @@ from tiny import ranks
 
 from nanogen import dist
 from nanogen.backbones.ddt import DdtConfig
+from nanogen.objectives.repa import Projector
 from nanogen.stage1.latent_norm import LatentNorm
-from nanogen.stage1.repa_e import AlignedDiffusion, Projector, RepaE, Rules, Subject
+from nanogen.stage1.repa_e import AlignedDiffusion, RepaE, Rules, Subject
 from nanogen.stage1.repa_e_step import RepaEStep
 from nanogen.stage1.tuned_vae import TunedVae
 from nanogen.train.adamw import AdamWConfig
