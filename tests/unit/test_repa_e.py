@@ -15,12 +15,12 @@ from torch.testing import assert_close
 from nanogen import rng
 from nanogen.errors import ConfigError
 from nanogen.fingerprint import digest_of_module
+from nanogen.objectives.repa import Projector
 from nanogen.stage1.augment import Augmentation
 from nanogen.stage1.discriminators import PatchDiscriminator
 from nanogen.stage1.latent_norm import LatentNorm
 from nanogen.stage1.repa_e import (
     AlignedDiffusion,
-    Projector,
     RepaE,
     Rules,
     Subject,
