@@ -18,6 +18,7 @@ from nanogen.objectives.base import Objective
 from nanogen.registry import entry_of
 from nanogen.run import Run, objective_of
 from nanogen.tokenizers.base import TokenizerFacts
+from nanogen.tokenizers.embedded import AnimalsVae
 from nanogen.types import ConditionSpec, LatentSpec
 
 IMAGENET_CLASSES = 1000
@@ -68,6 +69,8 @@ def _data(run: Run, assumed: list[str]) -> tuple[int, int]:
 
 def _latent(run: Run, size: int) -> LatentSpec:
     facts: TokenizerFacts | None = getattr(run.tokenizer, "facts", None)
+    if isinstance(run.tokenizer, AnimalsVae):
+        return run.tokenizer.space(size)
     if facts is None or facts.latent is None:
         return run.tokenizer.build(size).spec
     channels, height, width = facts.latent

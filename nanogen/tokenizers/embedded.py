@@ -21,6 +21,7 @@ from nanogen.registry import register
 from nanogen.tokenizers.base import TokenizerFacts
 from nanogen.tokenizers.rae import Rae, RaeConfig
 from nanogen.tokenizers.vae import Vae, VaeConfig
+from nanogen.types import LatentSpec
 
 SIZES = {28: "animals", 40: "scenes"}
 """pixels a side of an image -> the data that its tokenizer was trained on"""
@@ -57,10 +58,17 @@ class AnimalsVae:
         default=None, doc="latents a side of a token; None: the least that gives at most 64 tokens"
     )
 
-    def build(self, image_size: int) -> Vae:
-        folder, side = folder_of("vae", image_size), image_size // 4
+    def space(self, image_size: int) -> LatentSpec:
+        """The latent space, without opening the files; ConfigError for other sizes of images."""
+        folder_of("vae", image_size)
+        side = image_size // 4
         fits = [p for p in range(1, side + 1) if side % p == 0 and (side // p) ** 2 <= MOST_TOKENS]
-        return VaeConfig(model=str(folder), patch=self.patch or fits[0]).build(image_size)
+        return LatentSpec(4, side, side, self.patch or fits[0])
+
+    def build(self, image_size: int) -> Vae:
+        folder = folder_of("vae", image_size)
+        patch = self.space(image_size).patch
+        return VaeConfig(model=str(folder), patch=patch).build(image_size)
 
 
 @register(

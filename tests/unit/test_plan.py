@@ -125,6 +125,13 @@ def test_hardware_variants_fit(name: str, hardware: Hardware) -> None:
     assert plan.at_once <= plan.most_at_once
 
 
+@pytest.mark.parametrize("name", ["animals/vae", "scenes/vae", "animals/rae", "scenes/pixels-v"])
+def test_spaces_are_those_of_the_built_tokenizers(name: str) -> None:
+    run = recipes.preset(name)
+    size = run.task.data.build().size
+    assert shapes.surroundings(run).latent == run.tokenizer.build(size).spec
+
+
 def test_hours_follow_from_the_work() -> None:
     """80 epochs of 334.2 GFLOPs, three times: 102.8 EFLOPs."""
     found = table([recipes.preset("imagenet/jit")], Hardware(8, "h100", 0.4))
