@@ -31,6 +31,7 @@ FOLDERS = {
     "term": "objectives",
     "optimiser": "train",
     "metric": "metrics",
+    "prompts": "prompts",
     "reconstruction": "metrics",
     "autoencoder": "stage1",
     "distance": "stage1",

@@ -5,7 +5,8 @@ the scores. Images are never gathered. The few metrics that need every sample (p
 recall, the splits of an inception score) keep `rows` of features, which the harness gathers in the
 order of the sample indices. So no score depends on batch size, order, or the number of processes.
 
-A metric is registered as a class with a `Metric` interface; its constructor takes a `Context`.
+A metric is registered as a class with a `Metric` interface; its constructor takes a `Context`, and
+the options that stand in brackets behind its name: `geneval[compat=reference]`.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from nanogen.data.base import Source
+from nanogen.errors import MetricError
+from nanogen.store import Asset, find
 from nanogen.types import Request
 
 Features = Mapping[str, Tensor]
@@ -33,6 +36,8 @@ class Context:
     device: torch.device
     batch: int = 256
     """images that go through a feature network at once; changes speed and memory only"""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """of scoring models that are published for use in half precision"""
 
 
 class Observation:
@@ -62,6 +67,29 @@ class Observation:
 
 
 @dataclass(frozen=True)
+class Outcomes:
+    """What a metric says of each image, so that two evaluations can be compared prompt by prompt.
+
+    Three columns of the same length, in the order of the sample indices.
+    """
+
+    prompts: tuple[str, ...]
+    tags: tuple[str, ...]
+    """kinds of prompt over which the score is averaged; "" where it is over all images alike"""
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One choice that a metric offers in brackets behind its name."""
+
+    what: str
+    default: str
+    choices: tuple[str, ...] = ()
+    """empty: any word of letters, digits, `.`, `_`, `-`"""
+
+
+@dataclass(frozen=True)
 class Score:
     """One number of a metric. `standard_error` is None where no honest one exists (one seed of a
     distance).
@@ -76,6 +104,8 @@ class Score:
     """what a reader must know beside the value: reference, its hash, the checker's own accuracy
     ...
     """
+    outcomes: Outcomes | None = None
+    """of metrics that judge one image at a time"""
 
 
 class Metric(ABC):
@@ -90,13 +120,46 @@ class Metric(ABC):
     """"class_conditional", "text_to_image" or "any\""""
     minimum: ClassVar[int] = 1
     """fewest samples for which the value means anything; fewer are refused"""
+    options: ClassVar[Mapping[str, Option]] = {}
+    prompts: ClassVar[str] = ""
+    """the registered set of prompts that samples are drawn for; empty: those of the run's own data
+    """
+    assets: ClassVar[tuple[Asset, ...]] = ()
+    """what must be in the store, whatever the options"""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, chosen: Mapping[str, str] | None = None) -> None:
+        """`chosen` are values of some options; the others have their defaults. Opens no model and
+        reads no file: a metric that cannot be computed says so in `check`.
+        """
         self.context = context
+        self.chosen = {name: option.default for name, option in self.options.items()}
+        self.chosen |= chosen or {}
         self.sums: dict[str, Tensor] = {}
         """float64 tensors, added over processes"""
         self.rows: dict[str, list[Tensor]] = {}
         """per-sample tensors [B, ...], gathered over processes and ordered by sample index"""
+
+    @property
+    def title(self) -> str:
+        """The name with all options that are not the default: what its score is called."""
+        changed = [
+            f"{name}={self.chosen[name]}"
+            for name, option in self.options.items()
+            if self.chosen[name] != option.default
+        ]
+        return f"{self.name}[{','.join(changed)}]" if changed else self.name
+
+    def check(self, samples: int) -> None:
+        """Raise a UserError where the metric cannot be computed from so many samples, or lacks an
+        asset; called before anything is drawn.
+        """
+        if samples < self.minimum:
+            raise MetricError(
+                f"metric {self.title} needs at least {self.minimum} samples, not {samples}; "
+                "ask for more"
+            )
+        for asset in self.assets:
+            find(asset)
 
     @cached_property
     def reference(self) -> Any:
@@ -110,8 +173,11 @@ class Metric(ABC):
     @abstractmethod
     def compute(self, sums: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> dict[str, Score]:
         """Scores by name from the totals over all processes: the metric's own name, and any parts
-        `name/part`.
+        `name/part`. `self.name` is without options; whoever measures adds them.
         """
+
+    def close(self) -> None:  # noqa: B027  (most metrics have nothing to free)
+        """Free the models that only this metric uses. It may be asked to `update` again later."""
 
     def add(self, name: str, amount: Tensor) -> None:
         """Add a float64 amount to a sum."""

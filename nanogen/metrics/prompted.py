@@ -1,0 +1,86 @@
+"""Metrics that give each image a value for its prompt, one image at a time."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from nanogen import registry
+from nanogen.errors import MetricError
+from nanogen.metrics.base import Metric, Observation, Outcomes, Score
+from nanogen.metrics.uncertainty import Judged
+from nanogen.prompts.base import PromptSet
+
+
+class PromptedMetric(Metric):
+    """Subclass with `judge`, and with `tag_of` and `scores` where prompts are of several kinds."""
+
+    task = "text_to_image"
+
+    @abstractmethod
+    def judge(self, images: Tensor, texts: Sequence[str]) -> Tensor:
+        """float64 [B] (more columns: [B, K], the first of which is the value) for images uint8
+        [B, 3, H, W] and the prompts that they were drawn for.
+        """
+
+    def tag_of(self, text: str) -> str:
+        """The kind of a prompt, over which the score is averaged; "" where there are none."""
+        return ""
+
+    def scores(self, judged: Judged, extra: Tensor) -> dict[str, Score]:
+        """Scores by name; `extra` are the further columns of `judge`, float64 [n, K - 1]."""
+        return {self.name: judged.score_of_images(self.facts())}
+
+    def facts(self) -> dict[str, str | int | float]:
+        """What a reader must know beside the value: models, their hashes, templates."""
+        return {}
+
+    @cached_property
+    def prompt_set(self) -> PromptSet:
+        """The set that samples are drawn for, of a metric that names one."""
+        return cast(PromptSet, registry.get("prompts", self.prompts)())
+
+    @cached_property
+    def known(self) -> dict[int, str]:
+        """Prompts by key; those that were seen are added."""
+        texts = self.prompt_set.texts if self.prompts else self.context.source.prompts()
+        return {key_of(text): text for text in texts}
+
+    def update(self, seen: Observation) -> None:
+        texts = seen.request.texts
+        if texts is None:
+            raise MetricError(
+                f"{self.title} needs images with captions; these have none (a samples.json beside "
+                "them holds some)"
+            )
+        keys = [key_of(text) for text in texts]
+        if self.prompts:
+            foreign = [text for key, text in zip(keys, texts, strict=True) if key not in self.known]
+            if foreign:
+                raise MetricError(
+                    f"{self.title}: {foreign[0]!r} is not one of its {len(self.known)} prompts; "
+                    "measure images that were drawn for them"
+                )
+        self.known.update(zip(keys, texts, strict=True))
+        found = self.judge(seen.images, texts).to("cpu", torch.float64)
+        self.rows.setdefault("keys", []).append(torch.tensor(keys))
+        self.rows.setdefault("values", []).append(found.reshape(len(texts), -1))
+
+    def compute(self, sums: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> dict[str, Score]:
+        # Prompts that only another process saw, of data that cannot list them, keep their key.
+        texts = tuple(self.known.get(int(key), f"{int(key):014x}") for key in rows["keys"])
+        values = rows["values"]
+        tags = tuple(self.tag_of(text) for text in texts)
+        judged = Judged(Outcomes(texts, tags, tuple(values[:, 0].tolist())))
+        return self.scores(judged, values[:, 1:])
+
+
+def key_of(text: str) -> int:
+    """A prompt as a number that is the same in every process."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
