@@ -16,6 +16,7 @@ REG: Values = {"terms.reg": "on", "terms.reg.encoder": "animals-vit"}
 MEANFLOW: Values = {
     "tokenizer": "animals-vae",
     "objective": "meanflow",
+    **NOISIER,
     "objective.kappa": 0.5,
     # Guidance is learned: none is left to the sampler.
     "sampling.guidance.scale": 1.0,
