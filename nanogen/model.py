@@ -41,8 +41,8 @@ class Model(nn.Module):
     def forward(
         self, batch: Batch, latents: Tensor, condition: Condition | None
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Losses `[B]` by name, and their weights; `condition` None means that the conditioner
-        learns.
+        """Losses `[B]` by name, and their weights, 0 of what is only logged; `condition` None means
+        that the conditioner learns.
         """
         device = latents.device
         if condition is None:
@@ -52,7 +52,8 @@ class Model(nn.Module):
         condition = condition.where(kept, null)  # ty: ignore[invalid-argument-type]
         inputs = Inputs(batch, latents, condition, kept, null)
         losses = self.objective(self.backbone, inputs)
-        return dict(losses.parts), dict(losses.weights)
+        weights = dict(losses.weights) | dict.fromkeys(losses.logged, 0.0)
+        return dict(losses.parts) | dict(losses.logged), weights
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Parameters that receive gradients, by name."""

@@ -222,6 +222,10 @@ class Losses:
 
     parts: Mapping[str, Tensor]
     weights: Mapping[str, float]
+    logged: Mapping[str, Tensor] = field(default_factory=dict)
+    """what is logged beside them, `[B]` each, without a gradient: an error in its own unit where the
+    loss is divided by itself, say
+    """
 
     def total(self) -> Tensor:
         """[B]: the weighted sum."""

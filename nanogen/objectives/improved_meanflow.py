@@ -153,7 +153,8 @@ class ImprovedMeanFlow(MeanVelocity):
             return losses
         found = self.velocity({"image": prediction.heads[HEAD]}, noisy, where.t)["image"]
         own = self.weighed(squares(found, learned.target["image"]))
-        return Losses({**losses.parts, HEAD: own}, {**losses.weights, HEAD: 1.0})
+        parts, weights = {**losses.parts, HEAD: own}, {**losses.weights, HEAD: 1.0}
+        return replace(losses, parts=parts, weights=weights)
 
     def told(self, keys: Tensor, where: Intervals) -> dict[str, Tensor]:
         """Scale and interval of guidance of each sample, functions of (seed, key) alone; where

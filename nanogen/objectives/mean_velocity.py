@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import chz
@@ -29,9 +29,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from nanogen import rng
 from nanogen.errors import ConfigError
 from nanogen.objectives import path
-from nanogen.objectives.base import Facts, Objective, Step, Term
+from nanogen.objectives.base import Facts, Objective, Step, Term, squared_error
 from nanogen.objectives.times import TimedConfig
-from nanogen.types import Backbone, Batch, Condition, Prediction, State
+from nanogen.types import Backbone, Batch, Condition, Losses, Prediction, State
 
 EPSILON = 0.01
 
@@ -223,6 +223,12 @@ class MeanVelocity(Objective):
             data=prediction.state if self.predicts_data else None,
             times=lambda keys: self.intervals(keys).t,
         )
+
+    def collected(self, name: str, step: Step) -> Losses:
+        """Divided by itself a loss is about 1 for ever: what it was is logged, by element."""
+        losses = super().collected(name, step)
+        error = squared_error(step.velocity, step.target)["image"].detach()
+        return replace(losses, logged={f"{name}_error": error})
 
     def weighed(self, loss: Tensor) -> Tensor:
         """A loss [B] over a power of itself, which has no gradient (arXiv 2505.13447, sec. 4.3)."""

@@ -16,6 +16,7 @@ larger, which the default mean accounts for.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
 
 import chz
@@ -98,4 +99,4 @@ class PixelMeanFlow(ImprovedMeanFlow):
             name: self.weighed(part) if name in perceptual else part
             for name, part in losses.parts.items()
         }
-        return Losses(parts, losses.weights)
+        return replace(losses, parts=parts)

@@ -91,7 +91,8 @@ def test_one_finite_loss_for_each_sample(make, entry: Entry) -> None:
     assert parts.keys() == weights.keys() and parts
     for name, part in parts.items():
         assert part.shape == (COUNT,) and part.isfinite().all(), name
-        assert weights[name] > 0, f"{name} has no effect"
+        assert (weights[name] > 0) == part.requires_grad, f"{name}: to be learned, or only logged?"
+    assert any(weights.values())
 
 
 @models
