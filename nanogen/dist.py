@@ -7,6 +7,8 @@ variables.
 
 from __future__ import annotations
 
+import gc
+import json
 import os
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -29,8 +31,13 @@ def processes(device: torch.device) -> Generator[None, None, None]:
         td.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield
+        if joined:
+            # Nobody leaves while another still talks to it.
+            td.barrier()
     finally:
         if joined:
+            # A parallel wrapper that outlives its group can abort the process at its end.
+            gc.collect()
             td.destroy_process_group()
 
 
@@ -76,6 +83,31 @@ def broadcast(tensor: Tensor, source: int) -> None:
     """Fill `tensor` on every process with that of process `source`."""
     if world() > 1:
         td.broadcast(tensor, src=source)
+
+
+def broadcast_named(tensors: Mapping[str, Tensor], source: int) -> dict[str, Tensor]:
+    """On every process, the named CPU tensors of process `source`; the others need know nothing of
+    them.
+    """
+    if world() == 1:
+        return dict(tensors)
+    mine = rank() == source
+    shapes = {n: [str(t.dtype).removeprefix("torch."), *t.shape] for n, t in tensors.items()}
+    header = torch.frombuffer(
+        bytearray(json.dumps(shapes if mine else {}).encode()), dtype=torch.uint8
+    )
+    length = torch.tensor([len(header)])
+    td.broadcast(length, src=source)
+    header = header if mine else torch.empty(int(length), dtype=torch.uint8)
+    td.broadcast(header, src=source)
+    found = {}
+    for name, (kind, *shape) in json.loads(bytes(header.tolist())).items():
+        tensor = (
+            tensors[name].contiguous() if mine else torch.empty(shape, dtype=getattr(torch, kind))
+        )
+        td.broadcast(tensor, src=source)
+        found[name] = tensor
+    return found
 
 
 def gather_rows(rows: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from nanogen.config import choice
 from nanogen.data.loader import check_uncut
 from nanogen.encoders.teachers import Teachers
 from nanogen.errors import ConfigError, suggest
+from nanogen.evaluation.settings import Evaluation
 from nanogen.model import Model
 from nanogen.objectives.base import Facts, Objective
 from nanogen.sampling.generate import Sampler
@@ -62,22 +63,6 @@ class Machine(settings.Machine):
     cache: str = chz.field(
         default="", doc="folder that nanogen cache wrote, to train from stored latents and features"
     )
-
-
-@chz.chz
-class Evaluation:
-    metrics: tuple[str, ...] = ()
-    samples: int = 50_000
-    every: int = chz.field(
-        default=0, doc="images between evaluations during training; 0: only at the end"
-    )
-
-    @chz.validate
-    def _ranges(self) -> None:
-        if self.samples < 1:
-            raise ConfigError(f"evaluation.samples={self.samples}: must be at least 1")
-        if self.every < 0:
-            raise ConfigError(f"evaluation.every={self.every}: must not be negative")
 
 
 @chz.chz

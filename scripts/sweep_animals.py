@@ -17,8 +17,10 @@ from pathlib import Path
 
 import chz
 
-from nanogen import config, evaluation, recipes
+from nanogen import config, recipes
 from nanogen.data.loader import batches
+from nanogen.evaluation import measure, online
+from nanogen.evaluation.subjects import DrawnByRun
 from nanogen.run import Run, build
 from nanogen.run_folder import Opened
 from nanogen.train.diffusion import DiffusionTrainer
@@ -95,7 +97,8 @@ def trial(run: Run, arguments: argparse.Namespace) -> dict[str, float]:
     folder.mkdir(parents=True, exist_ok=True)
 
     def evaluate(seen: int, check: Check) -> None:
-        records.extend(evaluation.evaluate(Opened(parts, seen, "ema"), check))
+        subject = DrawnByRun(Opened(parts, seen, "ema"))
+        records.extend(measure.evaluate(subject, online.plan_of(parts, folder, check)))
 
     hooks = Hooks(evaluate=evaluate)
     train(DiffusionTrainer(parts), folder, hooks)

@@ -6,12 +6,16 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from nanogen.bench import outcomes, record
 from nanogen.bench.leaderboard import latest
+from nanogen.bench.paired import Paired, paired
 from nanogen.bench.record import Record
-from nanogen.bench.statistics import NORMAL_95
+from nanogen.bench.statistics import NORMAL_95, Interval
 from nanogen.bench.table import Cell, Column, Table
 from nanogen.errors import DataError
+from nanogen.metrics.base import Outcomes
 
 MEASURED = {"metric", "value", "standard_error", "higher_is_better", "seconds", "schema"}
 """fields that are the result of an evaluation, not its conditions"""
@@ -30,6 +34,8 @@ class Difference:
     metric: str
     first: Record
     second: Record
+    paired: Paired | None = None
+    """the same, prompt by prompt, where both sides kept what each image scored"""
 
     @property
     def amount(self) -> float:
@@ -41,6 +47,16 @@ class Difference:
         """Of the amount, both sides taken as independent; None where a side has no error."""
         errors = self.first.standard_error, self.second.standard_error
         return None if errors[0] is None or errors[1] is None else math.hypot(errors[0], errors[1])
+
+    @property
+    def interval(self) -> Interval | None:
+        """95 % of the amount; None where a side has no error."""
+        if self.paired is not None:
+            return self.paired.interval
+        if self.error is None:
+            return None
+        half = NORMAL_95 * self.error
+        return Interval(self.amount - half, self.amount + half)
 
     @property
     def obstacles(self) -> list[str]:
@@ -56,9 +72,9 @@ class Difference:
         if self.amount == 0:
             return "equal"
         word = "better" if (self.amount > 0) == self.first.higher_is_better else "worse"
-        if self.error is None:
+        if self.interval is None:
             return f"{word}, no error known"
-        return word if abs(self.amount) > NORMAL_95 * self.error else "within noise"
+        return "within noise" if self.interval.low <= 0 <= self.interval.high else word
 
 
 @dataclass(frozen=True)
@@ -75,18 +91,37 @@ class Comparison:
     sentence: str
 
 
-def compare(
-    first: Sequence[Record], second: Sequence[Record], names: tuple[str, str]
-) -> Comparison:
+@dataclass(frozen=True)
+class Side:
+    """Records of one method, and where to look for what their images scored one by one."""
+
+    name: str
+    records: Sequence[Record]
+    folder: Path | None = None
+
+    def outcomes(self, record: Record) -> Outcomes | None:
+        return None if self.folder is None else outcomes.read(self.folder, record)
+
+
+def side(path: Path) -> Side:
+    """The records of a run folder, of any folder above some, or of one file."""
+    return Side(str(path), record.read(path), path)
+
+
+def compare(one: Side, other: Side) -> Comparison:
     """Compare two sets of records, each of one method: run folders, pairs of them, or records.
 
     Raises DataError where a side is empty, has several methods for a task, or no score is common.
     """
-    sides = [_by_score(records, name) for records, name in zip((first, second), names, strict=True)]
+    names = one.name, other.name
+    sides = [_by_score(given.records, given.name) for given in (one, other)]
     common = sorted(set(sides[0]) & set(sides[1]))
     if not common:
         raise DataError(f"{names[0]} and {names[1]} have no score in common; evaluate both alike")
-    differences = [Difference(*key, sides[0][key], sides[1][key]) for key in common]
+    differences = [
+        Difference(*key, sides[0][key], sides[1][key], _paired(one, other, sides, key))
+        for key in common
+    ]
     return Comparison(
         names=names,
         conditions=_conditions_table(differences, names),
@@ -98,6 +133,16 @@ def compare(
         ),
         sentence=_sentence(differences, names),
     )
+
+
+def _paired(
+    one: Side, other: Side, sides: Sequence[Mapping[tuple[str, str], Record]], key: tuple[str, str]
+) -> Paired | None:
+    first, second = sides[0][key], sides[1][key]
+    found = one.outcomes(first), other.outcomes(second)
+    if found[0] is None or found[1] is None:
+        return None
+    return paired(found[0], found[1], first.value)
 
 
 def conditions(record: Record) -> dict[str, object]:
@@ -116,11 +161,11 @@ def _by_score(records: Sequence[Record], name: str) -> dict[tuple[str, str], Rec
     if not records:
         raise DataError(f"{name} has no records; evaluate it first")
     found: dict[tuple[str, str], Record] = {}
-    for record in latest(records):
-        other = found.setdefault((record.task, record.metric), record)
-        if other is not record:
+    for one in latest(records):
+        other = found.setdefault((one.task, one.metric), one)
+        if other is not one:
             rows = sorted(
-                {f"{r.method} {r.budget} seed {r.training_seed}" for r in (record, other)}
+                {f"{r.method} {r.budget} seed {r.training_seed}" for r in (one, other)}
             )
             raise DataError(
                 f"{name} holds several results ({', '.join(rows)}); give one run folder"
@@ -163,15 +208,21 @@ def _scores_table(differences: Sequence[Difference], names: tuple[str, str]) -> 
         )
         for d in differences
     )
-    notes = ("Both sides are taken as independent; seeds of training are not part of the error.",)
+    alike = [d.metric for d in differences if d.paired is not None]
+    notes = [
+        f"Compared prompt by prompt: {', '.join(alike)}." if alike else "",
+        ""
+        if len(alike) == len(differences)
+        else f"{'For the others both' if alike else 'Both'} sides are taken as independent.",
+        "Seeds of training are not part of the error.",
+    ]
+    notes = (" ".join(filter(None, notes)),)
     return Table("Scores", columns, rows, notes)
 
 
 def _interval(difference: Difference) -> str | None:
-    if difference.error is None:
-        return None
-    half = NORMAL_95 * difference.error
-    return f"[{difference.amount - half:+.4f}, {difference.amount + half:+.4f}]"
+    found = difference.interval
+    return None if found is None else f"[{found.low:+.4f}, {found.high:+.4f}]"
 
 
 def _sentence(differences: Sequence[Difference], names: tuple[str, str]) -> str:

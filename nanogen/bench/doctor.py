@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from nanogen import __version__
+from nanogen.bench import assets
 from nanogen.bench.table import Cell, Column, Table
 from nanogen.data import silhouettes
 from nanogen.errors import UserError
@@ -63,6 +64,7 @@ def _checks() -> Iterator[tuple[str, str, str]]:
         yield "GPU", "none that torch can use: the presets animals/* and scenes/* need none", ""
     yield "disk", f"{shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB free in {Path.cwd()}", ""
     yield from _data()
+    yield "published assets", assets.summary(), "nanogen prepare --list"
     for package, (what, fix) in OPTIONAL.items():
         try:
             yield package, f"{importlib.metadata.version(package)}: {what}", ""

@@ -24,9 +24,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from nanogen import config, evaluation, recipes
+from nanogen import config, recipes
 from nanogen.errors import ConfigError, RunFailed, suggest
-from nanogen.evaluation import measured
+from nanogen.evaluation import online
+from nanogen.evaluation.online import measured
 from nanogen.files import whole_file, whole_folder, writable_folder
 from nanogen.run import Run, build
 from nanogen.run_folder import CONFIG, refuse_other
@@ -265,6 +266,6 @@ def run(
     todo = [cell for cell in every if not cell.finished()]
     for cell in {cell.task: cell for cell in todo}.values():
         # What is missing is said now, in one line, and not when the other cells have been trained.
-        evaluation.hooks(build(cell.run), cell.folder)
+        online.hooks(build(cell.run), cell.folder)
     train_all(todo, jobs or os.cpu_count() or 1)
     return every

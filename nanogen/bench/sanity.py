@@ -6,6 +6,7 @@ A metric that does not put these rows in order measures something else.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from nanogen.bench.record import Record
 from nanogen.bench.table import Cell, Column, Table
 from nanogen.metrics import harness
 from nanogen.metrics.base import Context
+from nanogen.metrics.harness import Work
 from nanogen.run import Run
 from nanogen.tasks.base import Task, collate
 from nanogen.types import Request, to_float, to_uint8
@@ -88,16 +90,17 @@ def measure(run: Run, folder: Path) -> list[Record]:
     count = min(run.evaluation.samples, task.source.count(SPLIT))
     records = []
     for name, change in ROWS.items():
-        metrics = harness.choose(run.evaluation.metrics, task.kind, count, context)
-        batches = (change(*batch) for batch in _real(task, count))
-        scores = harness.measure(metrics, batches, context)
-        for metric, (score, version) in scores.items():
+        metrics = harness.choose(run.evaluation.metrics, context)
+        harness.fits(metrics, task.kind, count)
+        work = Work(count, count, functools.partial(_changed, task, count, change))
+        for metric, measured in harness.measure(metrics, work, context).items():
+            score = measured.score
             one = Record(
                 run=f"{run.name.partition('/')[0]}: {name}",
                 task=task.kind,
                 method=name,
                 metric=metric,
-                version=version,
+                version=measured.version,
                 value=score.value,
                 standard_error=score.standard_error,
                 n=score.n,
@@ -132,6 +135,11 @@ def table(records: list[Record], title: str) -> Table:
         (Column("images"), *(Column(m, higher_is_better=directions[m]) for m in metrics)),
         rows,
     )
+
+
+def _changed(task: Task, count: int, change: Change, start: int, stop: int) -> Iterator[Pair]:
+    """All of them, in one block: `start` is 0 and `stop` the count."""
+    return (change(*batch) for batch in _real(task, count))
 
 
 def _real(task: Task, count: int, batch: int = 100) -> Iterator[Pair]:

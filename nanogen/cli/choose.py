@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -53,3 +53,12 @@ def run_or_preset(name: str) -> Run:
     if path.is_file():
         return config.read(Run, path)
     return recipes.preset(name)
+
+
+def one_of(given: Mapping[str, object]) -> None:
+    """ConfigError unless exactly one of the named things is given (not None)."""
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) != 1:
+        raise ConfigError(
+            f"give one of {', '.join(given)}" + (f", not {' and '.join(names)}" if names else "")
+        )

@@ -16,11 +16,10 @@ def main(
     as_json: Json = False,
 ) -> None:
     """What differs between two runs or records, and whether each difference is more than noise."""
-    from nanogen.bench import record
-    from nanogen.bench.compare import compare
+    from nanogen.bench.compare import compare, side
     from nanogen.cli.output import show
 
-    result = compare(record.read(a), record.read(b), (str(a), str(b)))
+    result = compare(side(a), side(b))
     show([result.conditions, result.scores], as_json)
     if not as_json:
         for line in (*(f"only in {one}" for one in result.unmatched), result.sentence):

@@ -3,41 +3,108 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nanogen.cli.options import Json, Out, Overrides, Weights
 
+if TYPE_CHECKING:
+    from nanogen.bench.record import Record
+
 
 def main(
-    run: Annotated[Path | None, typer.Argument(help="A run folder.")] = None,
+    run: Annotated[str | None, typer.Argument(help="A run folder.")] = None,
     overrides: Overrides = None,
     images: Annotated[
-        Path | None, typer.Option(help="A folder of images to measure instead of a run.")
+        Path | None, typer.Option(help="Images to measure: a folder, a .tar, or an .npz.")
+    ] = None,
+    pipeline: Annotated[
+        str | None, typer.Option(help="A text-to-image pipeline of diffusers: hub id or folder.")
     ] = None,
     metrics: Annotated[
-        str | None, typer.Option(help="Names of metrics, such as fd-animals,is-animals.")
+        str | None, typer.Option(help="Such as fid,is or geneval[compat=reference].")
     ] = None,
     reference: Annotated[
         str, typer.Option(help="With --images: a preset whose data the images are compared with.")
-    ] = "animals/pixels-v",
+    ] = "",
+    prompts: Annotated[
+        Path | None, typer.Option(help="With --pipeline: captions, one a line.")
+    ] = None,
+    compare: Annotated[
+        Path | None, typer.Option(help="Records to compare the new ones with.")
+    ] = None,
     out: Out = None,
     weights: Weights = "ema",
     as_json: Json = False,
 ) -> None:
-    """Measure a run, or a folder of images, and write one record for each score."""
-    from nanogen import evaluation
-    from nanogen.bench.leaderboard import leaderboards
+    """Measure a run, images or a pipeline, and write one record for each score."""
+    from nanogen.cli.choose import one_of
     from nanogen.cli.output import show
     from nanogen.errors import ConfigError
+    from nanogen.metrics.names import listed
 
-    if (run is None) == (images is None):
-        raise ConfigError("give a run folder, or a folder of images with --images")
-    names = tuple(metrics.split(",")) if metrics else ()
+    given = list(overrides or [])
+    if run is not None and "=" in run and (images or pipeline):
+        given, run = [run, *given], None
+    one_of({"a run folder": run, "--images": images, "--pipeline": pipeline})
+    if prompts is not None and pipeline is None:
+        raise ConfigError("--prompts has no effect without --pipeline; leave it out")
+    names = listed(metrics) if metrics else ()
     if run is not None:
-        records = evaluation.of_run(run, names, weights, overrides or [], out)
+        if reference:
+            raise ConfigError("--reference has no effect on a run; leave it out")
+        target = out or Path(run) / "records"
+        records = _of_run(Path(run), names, weights, given, target)
     else:
-        assert images is not None
-        records = evaluation.of_images(images, names, reference, out or Path("records"))
-    show(leaderboards(records), as_json)
+        if weights != "ema":
+            raise ConfigError(f"--weights {weights} has no effect without a run; leave it out")
+        given += [f"reference={reference}"] if reference else []
+        target = out or Path("records")
+        records = _foreign(images, pipeline or "", names, given, target, prompts)
+    if not records:
+        return
+    from nanogen.bench.leaderboard import leaderboards
+
+    tables = leaderboards(records)
+    if compare is not None:
+        from nanogen.bench.compare import Side, side
+        from nanogen.bench.compare import compare as compared
+
+        found = compared(side(compare), Side(str(target), records, target))
+        tables += [found.conditions, found.scores]
+    show(tables, as_json)
+
+
+def _of_run(
+    folder: Path, names: tuple[str, ...], weights: str, overrides: list[str], out: Path
+) -> list[Record]:
+    """On every process; records on the first only."""
+    from nanogen import dist
+    from nanogen.evaluation import runs
+    from nanogen.run import pick_device
+
+    with dist.processes(pick_device(runs.device_of(folder, overrides))):
+        records = runs.of_run(folder, names, weights, overrides, out)
+        return records if dist.rank() == 0 else []
+
+
+def _foreign(
+    images: Path | None,
+    pipeline: str,
+    names: tuple[str, ...],
+    overrides: list[str],
+    out: Path,
+    prompts: Path | None,
+) -> list[Record]:
+    from nanogen import config, dist
+    from nanogen.evaluation import foreign
+    from nanogen.run import pick_device
+
+    settings = config.override(foreign.Foreign(), overrides)
+    with dist.processes(pick_device(settings.machine.device)):
+        if images is not None:
+            records = foreign.of_images(images, names, settings, out)
+        else:
+            records = foreign.of_pipeline(pipeline, names, settings, out, prompts)
+        return records if dist.rank() == 0 else []

@@ -57,9 +57,10 @@ def main(
     """Measure what a tokenizer keeps of images, and write one record for each score."""
     import torch
 
-    from nanogen import config, dist, evaluation
+    from nanogen import config, dist
     from nanogen.cli.choose_tokenizer import described, measured
     from nanogen.cli.output import show
+    from nanogen.evaluation.measure import write
     from nanogen.files import writable_folder
     from nanogen.reconstruction import Options, Subject, measure
     from nanogen.run import pick_device
@@ -85,7 +86,7 @@ def main(
             tokenizer.to(place)
         subject = Subject(name, config_hash=config.digest(choice))
         records = measure(tokenizer, source, split, options, subject)
-        evaluation.write(records, out)
+        write(records, out)
         if dist.rank() == 0:
             show([table(records, described(choice.tokenizer))], as_json)
 

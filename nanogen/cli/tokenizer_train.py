@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,12 +30,11 @@ def main(
     ] = None,
 ) -> None:
     """Train a VAE, or the decoder of a RAE. The same command again resumes, bit for bit."""
-    from nanogen import dist, run_folder
+    from nanogen import dist
     from nanogen.cli.choose import chosen
     from nanogen.errors import ConfigError
     from nanogen.run import pick_device
-    from nanogen.stage1 import hooks, kinds
-    from nanogen.train.loop import train
+    from nanogen.stage1 import kinds
 
     if max_minutes is not None and not max_minutes >= 0:
         raise ConfigError(f"--max-minutes {max_minutes}: must be 0 or more")
@@ -43,14 +42,27 @@ def main(
         known = ", ".join(kinds.summaries())
         raise ConfigError(f"name a training, or a file with --from; known: {known}")
     run = chosen(kinds.preset, kinds.read, preset, source, overrides)
-    kind, folder = kinds.kind_of(run), out or Path("runs") / run.name
+    folder = out or Path("runs") / run.name
     with dist.processes(pick_device(run.machine.device)):
-        parts = kind.build(run)
-        due = hooks.hooks(parts, folder)
-        with run_folder.held(folder):
-            run_folder.prepare(run, folder, fresh)
-            if dist.rank() == 0:
-                print(hooks.describe(parts, folder), flush=True)
-            finished = train(kind.trainer(parts), folder, due, max_minutes)
-        if dist.rank() == 0 and finished:
-            print(f"done: {folder}; use it with: {' '.join(hooks.overrides(parts, folder))}")
+        use = _trained(run, folder, fresh, max_minutes)
+        if dist.rank() == 0 and use:
+            print(f"done: {folder}; use it with: {use}")
+
+
+def _trained(run: Any, folder: Path, fresh: bool, max_minutes: float | None) -> str:
+    """The overrides that use what was trained; "" where the training did not come to its end.
+    Nothing that it built is left after it.
+    """
+    from nanogen import dist, run_folder
+    from nanogen.stage1 import hooks, kinds
+    from nanogen.train.loop import train
+
+    kind = kinds.kind_of(run)
+    parts = kind.build(run)
+    due = hooks.hooks(parts, folder)
+    with run_folder.held(folder):
+        run_folder.prepare(run, folder, fresh)
+        if dist.rank() == 0:
+            print(hooks.describe(parts, folder), flush=True)
+        finished = train(kind.trainer(parts), folder, due, max_minutes)
+    return " ".join(hooks.overrides(parts, folder)) if finished else ""

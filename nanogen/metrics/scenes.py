@@ -11,7 +11,6 @@ Images are uint8 [B, 3, S, S].
 
 from __future__ import annotations
 
-import hashlib
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,13 +25,14 @@ from nanogen.data.draws import generator
 from nanogen.data.scenes import ScenesSource
 from nanogen.encoders.scene_detector import SceneDetector
 from nanogen.errors import MetricError
-from nanogen.metrics.base import Metric, Observation, Score
+from nanogen.metrics.base import Score
 from nanogen.metrics.geneval_rules import Detection, Rules, Verdict, judge
+from nanogen.metrics.prompted import PromptedMetric
+from nanogen.metrics.uncertainty import Judged
 from nanogen.registry import register
 
 DRAWS = 2
 """real scenes of each evaluation caption behind ceiling and floor"""
-RESAMPLES = 1000
 SEED = 0
 
 
@@ -47,14 +47,13 @@ class Bounds:
 
 
 @register("metric", "scene-eval", summary="GenEval's rules over our own detector, on small scenes")
-class SceneEval(Metric):
+class SceneEval(PromptedMetric):
     """`scene-eval` is the mean over the tags present, as GenEval's published code reports it;
     `scene-eval/image-mean` the share of all images; and `scene-eval/<tag>` the share for one kind
     of caption."""
 
     name = "scene-eval"
     version = 1
-    task = "text_to_image"
     minimum = 24
 
     @cached_property
@@ -76,39 +75,23 @@ class SceneEval(Metric):
         wrong = _check(self.detector, images, found, others)
         return Bounds(_shares(prompts, own), _shares(others, wrong))
 
-    def update(self, seen: Observation) -> None:
-        texts = seen.request.texts
-        if texts is None:
-            raise MetricError("scene-eval needs samples drawn by caption; this run draws by class")
-        found = self.detector.decode(seen.features("scene-detector"))
-        verdicts = _check(self.detector, seen.images.cpu(), found, texts)
-        tags = torch.tensor([TAGS.index(parse(text).tag) for text in texts])
-        correct = torch.tensor([verdict.correct for verdict in verdicts])
-        self.add("count", torch.bincount(tags, minlength=len(TAGS)))
-        self.add("correct", torch.bincount(tags, correct.double(), minlength=len(TAGS)))
-        # The standard error resamples prompts, so it needs to know which images share one.
-        keys = torch.tensor([_key(text) for text in texts])
-        self.rows.setdefault("outcomes", []).append(torch.stack([tags, keys, correct.long()], 1))
+    def judge(self, images: Tensor, texts: Sequence[str]) -> Tensor:
+        found = self.detector.detect(images.to(self.context.device))
+        verdicts = _check(self.detector, images.cpu(), found, texts)
+        return torch.tensor([verdict.correct for verdict in verdicts], dtype=torch.float64)
 
-    def compute(self, sums: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> dict[str, Score]:
-        count, correct = sums["count"].numpy(), sums["correct"].numpy()
-        present = [index for index in range(len(TAGS)) if count[index]]
-        shares = correct[present] / count[present]
-        # [resamples, tags present]; nan where a tag has one prompt, which says nothing of the
-        # others.
-        resampled = np.stack([bootstrap(rows["outcomes"], index) for index in present], axis=1)
-        weights = count[present] / count.sum()
-        tags = [TAGS[index] for index in present]
-        facts = self._facts(tags)
-        total = int(count.sum())
+    def tag_of(self, text: str) -> str:
+        return parse(text).tag
+
+    def scores(self, judged: Judged, extra: Tensor) -> dict[str, Score]:
+        tags = [tag for tag in TAGS if tag in judged.tags()]
         scores = {
-            self.name: _score(shares.mean(), resampled.mean(axis=1), total, facts),
-            f"{self.name}/image-mean": _score(shares @ weights, resampled @ weights, total, {}),
+            self.name: judged.score_of_tags(self._facts(tags)),
+            f"{self.name}/image-mean": judged.score_of_images({}),
         }
-        for column, tag in enumerate(tags):
+        for tag in tags:
             bounds = {"ceiling": self.reference.ceiling[tag], "floor": self.reference.floor[tag]}
-            part = _score(shares[column], resampled[:, column], int(count[present][column]), bounds)
-            scores[f"{self.name}/{tag}"] = part
+            scores[f"{self.name}/{tag}"] = judged.score_of_images(bounds, tag)
         return scores
 
     def _facts(self, tags: Sequence[str]) -> dict[str, str | int | float]:
@@ -171,22 +154,6 @@ def deranged(prompts: Sequence[str]) -> tuple[str, ...]:
     return tuple(prompts[follower[place]] for place in range(len(prompts)))
 
 
-def bootstrap(outcomes: Tensor, tag: int) -> np.ndarray:
-    """`RESAMPLES` shares of correct images of one tag, each over prompts drawn with replacement.
-
-    All images of a prompt go together: they are not independent. `outcomes` int64 [n, 3] holds tag,
-    prompt and correct (0 or 1) of each image. Fewer than two prompts have no spread to show: nan.
-    """
-    _, prompts, correct = outcomes[outcomes[:, 0] == tag].numpy().T
-    keys, places = np.unique(prompts, return_inverse=True)
-    if len(keys) < 2:
-        return np.full(RESAMPLES, np.nan)
-    images, right = np.bincount(places), np.bincount(places, correct)
-    rng = np.random.default_rng([SEED, tag])
-    drawn = rng.multinomial(len(keys), np.full(len(keys), 1 / len(keys)), size=RESAMPLES)
-    return (drawn @ right) / (drawn @ images)
-
-
 def _check(
     detector: SceneDetector, images: Tensor, found: list[list[Detection]], texts: Sequence[str]
 ) -> list[Verdict]:
@@ -203,18 +170,3 @@ def _shares(texts: Sequence[str], verdicts: Sequence[Verdict]) -> dict[str, floa
     for text, verdict in zip(texts, verdicts, strict=True):
         by_tag.setdefault(parse(text).tag, []).append(verdict.correct)
     return {tag: statistics.fmean(verdicts) for tag, verdicts in by_tag.items()}
-
-
-def _score(
-    value: float, resampled: np.ndarray, n: int, facts: Mapping[str, str | int | float]
-) -> Score:
-    spread = float(resampled.std(ddof=1))
-    # Prompts that all agree (and the nan of a single one) show no spread, which is not a spread of
-    # zero.
-    error = spread if spread > 0 else None
-    return Score(float(value), error, n, higher_is_better=True, facts=facts)
-
-
-def _key(text: str) -> int:
-    """A prompt as a number that is the same in every process."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")

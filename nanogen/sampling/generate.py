@@ -20,6 +20,7 @@ from torch import Tensor
 
 from nanogen import rng
 from nanogen.errors import ConfigError
+from nanogen.metrics.similarity import Quantise, quantised
 from nanogen.objectives.base import Objective
 from nanogen.objectives.path import shift_ratio
 from nanogen.sampling.branches import Asked, Branch, Branches, Network, Tally
@@ -28,7 +29,7 @@ from nanogen.sampling.schedule import stochastic_times, times
 from nanogen.sampling.settings import SDE, Sampling
 from nanogen.sampling.solvers import SOLVERS, Field, Last, Solver
 from nanogen.sampling.stochastic import DIFFUSIONS, Noise, stochastic
-from nanogen.types import Backbone, Condition, Conditioner, Request, State, Tokenizer, to_uint8
+from nanogen.types import Backbone, Condition, Conditioner, Request, State, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,13 @@ class Sampler:
                     f"sampling.auto.run={self.sampling.auto.run}: {problem}"
                 ) from problem
 
-    def stream(self, request: Request) -> Iterator[tuple[Request, Tensor]]:
+    def stream(
+        self, request: Request, quantise: Quantise = "round"
+    ) -> Iterator[tuple[Request, Tensor]]:
         """Batches of requests with their images, uint8 [B, 3, H, W], on the device."""
         for start in range(0, len(request), self.sampling.batch):
             rows = request.rows(start, start + self.sampling.batch)
-            yield rows, to_uint8(self.draw(rows))
+            yield rows, quantised(self.draw(rows), quantise)
 
     @torch.no_grad()
     def draw(self, request: Request) -> Tensor:

@@ -15,9 +15,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from nanogen import config, dist, evaluation, reconstruction, registry
+from nanogen import config, dist, reconstruction, registry
 from nanogen.bench import record
 from nanogen.errors import MetricError
+from nanogen.evaluation.measure import write
 from nanogen.files import whole_file, write_text
 from nanogen.metrics.similarity import psnr
 from nanogen.reconstruction import Options, Subject
@@ -83,7 +84,7 @@ def hooks(parts: Watched, folder: Path) -> Hooks:
         done = dist.rank() == 0 and measured(parts, folder / "records", seen)
         if run.evaluation.metrics and not dist.any_flag(done, parts.device):
             tokenizer = opened(parts, folder / TOKENIZER) if exported else preview(parts, seen)
-            evaluation.write(measure(parts, tokenizer, seen, check), folder / "records")
+            write(measure(parts, tokenizer, seen, check), folder / "records")
 
     return Hooks(
         sample=lambda seen: save_picture(parts, folder / "samples" / f"{seen:012d}.png"),

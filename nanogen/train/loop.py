@@ -19,9 +19,10 @@ from pathlib import Path
 
 from nanogen import dist
 from nanogen.data.loader import batches
+from nanogen.progress import Display
 from nanogen.train import checkpoint
 from nanogen.train.checkpoint import Progress
-from nanogen.train.log import Display, Log
+from nanogen.train.log import Log
 from nanogen.train.signals import Check, StopFlag, Stopped
 from nanogen.train.trainer import Trainable, Trainer
 
@@ -47,7 +48,7 @@ def train(trainer: Trainer, folder: Path, hooks: Hooks, max_minutes: float | Non
     if found is not None:
         trainer.progress = checkpoint.load(found, trainer.restore)
     progress, lead = trainer.progress, dist.rank() == 0
-    display = Display(run.name, run.train.images, progress.seen, quiet=not lead)
+    display = Display(run.name, run.train.images, quiet=not lead, seen=progress.seen)
     with StopFlag(max_minutes) as stop:
         try:
             check = functools.partial(stop.check, trainer.device)
@@ -84,7 +85,7 @@ def _steps(trainer: Trainer, folder: Path, hooks: Hooks, display: Display, check
                 line = _line(progress, time.monotonic() - started, first)
                 if log is not None:
                     log.write(line)
-            display.show(progress.seen, values["loss"])
+            display.show(progress.seen, f"loss {values['loss']:.4f}")
             trainer.keep(folder)
             if due(run, progress.seen, run.train.save_every):
                 _save(folder, trainer)

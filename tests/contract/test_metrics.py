@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from measuring import measured as scores_of
 from parts import Excerpt, entries
 from torch import Tensor
 
@@ -62,8 +63,9 @@ def measured(entry: Entry, order: Tensor, batch: int) -> dict:
                 images[rows],
             )
 
-    chosen = harness.choose([entry.name], tasks_of(entry)[0], len(order), context(kind))
-    return harness.measure(chosen, batches(), context(kind))
+    chosen = harness.choose([entry.name], context(kind))
+    harness.fits(chosen, tasks_of(entry)[0], len(order))
+    return scores_of(chosen, list(batches()), context(kind))
 
 
 def tasks_of(entry: Entry) -> list[str]:
@@ -84,9 +86,9 @@ def plain(name: str) -> dict:
 def assert_close(found: dict, expected: dict) -> None:
     """Scores that agree up to float32 features, which differ in the last bit by batch size."""
     assert found.keys() == expected.keys()
-    for name, (score, version) in expected.items():
-        other, other_version = found[name]
-        assert other_version == version and other.n == score.n
+    for name, one in expected.items():
+        score, other = one.score, found[name].score
+        assert found[name].version == one.version and other.n == score.n
         assert other.value == pytest.approx(score.value, rel=1e-4, abs=1e-6), name
         if score.standard_error is None:
             assert other.standard_error is None
@@ -98,8 +100,9 @@ def assert_close(found: dict, expected: dict) -> None:
 def test_scores(entry: Entry) -> None:
     found = plain(entry.name)
     assert all(name == entry.name or name.startswith(f"{entry.name}/") for name in found)
-    for name, (score, version) in found.items():
-        assert version == entry.target.version >= 1
+    for name, one in found.items():
+        score = one.score
+        assert one.version == entry.target.version >= 1
         assert math.isfinite(score.value) and 0 < score.n <= count_of(entry), name
         assert score.standard_error is None or score.standard_error > 0
         for fact in score.facts.values():
@@ -153,14 +156,15 @@ def test_too_few_are_refused(entry: Entry) -> None:
 def test_nothing_is_refused(entry: Entry) -> None:
     kind = entry.target.task
     with pytest.raises(MetricError, match="no samples"):
-        harness.measure([entry.target(context(kind))], [], context(kind))
+        scores_of([entry.target(context(kind))], [], context(kind))
 
 
 @every
 def test_another_task_is_refused(entry: Entry) -> None:
     for other in {"class_conditional", "text_to_image"} - set(tasks_of(entry)):
         with pytest.raises(MetricError, match=f"{entry.name} is for {entry.target.task}"):
-            harness.choose([entry.name], other, 10**6, context(entry.target.task))
+            chosen = harness.choose([entry.name], context(entry.target.task))
+            harness.fits(chosen, other, 10**6)
 
 
 @every

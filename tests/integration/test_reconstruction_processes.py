@@ -10,7 +10,7 @@ from nanogen import dist
 from nanogen.bench import record
 from nanogen.data.animals import Animals
 from nanogen.errors import MetricError
-from nanogen.evaluation import write
+from nanogen.evaluation.measure import write
 from nanogen.reconstruction import Options, Subject, measure
 from nanogen.tokenizers.base import Autoencoder
 from nanogen.types import LatentSpec

@@ -20,8 +20,9 @@ from tiny import (
     wait_for,
 )
 
-from nanogen import evaluation, run_folder
-from nanogen.evaluation import measured
+from nanogen import run_folder
+from nanogen.evaluation import measure
+from nanogen.evaluation.online import measured
 from nanogen.run import build
 from nanogen.sampling.generate import Sampler
 from nanogen.train import loop
@@ -114,7 +115,7 @@ def assert_pictures_and_records_equal(a, b) -> None:
 def test_what_is_measured_is_not_measured_again(plain, monkeypatch):
     run, folder = plain
     calls = []
-    monkeypatch.setattr(evaluation, "evaluate", lambda *given: calls.append(given))
+    monkeypatch.setattr(measure, "evaluate", lambda *given: calls.append(given))
     trained(run, folder)
     assert calls == []
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from nanogen import config, evaluation, recipes, run_folder
+from nanogen import config, recipes, run_folder
+from nanogen.evaluation import online
 from nanogen.run import Parts, Run, build
 from nanogen.train.diffusion import DiffusionTrainer
 from nanogen.train.log import CLOCKED, read
@@ -55,7 +56,7 @@ def tiny(preset: str = "animals/pixels-v", *more: str) -> Run:
 def trained(run: Run, folder: Path, stop_at: int | None = None) -> Parts:
     """Train as the command does, in this process; `stop_at` sends SIGTERM once so much is seen."""
     parts = build(run)
-    hooks = evaluation.hooks(parts, folder)
+    hooks = online.hooks(parts, folder)
     run_folder.prepare(run, folder, fresh=False)
     if stop_at is not None:
         stop_after(parts, stop_at // run.train.batch)

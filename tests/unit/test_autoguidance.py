@@ -10,8 +10,9 @@ import pytest
 import torch
 from conftest import tiny_run
 
-from nanogen import config, evaluation
+from nanogen import config
 from nanogen.errors import CheckpointError, ConfigError
+from nanogen.evaluation import online
 from nanogen.files import writable_folder
 from nanogen.objectives.path import leafwise
 from nanogen.run import Parts, Run, build
@@ -95,7 +96,7 @@ def trained(folder: Path, *overrides: str) -> Path:
     """A run folder with one checkpoint, after a moment of training."""
     run = tiny_run(*overrides, "train.images=16", "train.save_every=16", "optimiser.lr=0.1")
     parts = build(run)
-    hooks = evaluation.hooks(parts, folder)
+    hooks = online.hooks(parts, folder)
     prepare(run, writable_folder(folder), fresh=False)
     train(DiffusionTrainer(parts), folder, hooks)
     return folder
@@ -222,7 +223,7 @@ def test_runs_that_do_not_fit(
 def test_before_training(bad: Path, tmp_path: Path) -> None:
     parts = built("sampling.auto.run=nowhere", "sampling.auto.scale=2", "train.sample_every=16")
     with pytest.raises(CheckpointError, match="nowhere is not a run folder"):
-        evaluation.hooks(parts, tmp_path)
+        online.hooks(parts, tmp_path)
 
 
 TOLD = ("objective=improved-meanflow", "sampling.guidance.high=1")

@@ -6,7 +6,8 @@ import dataclasses
 
 import pytest
 
-from nanogen.bench.compare import Comparison, compare
+from nanogen.bench.compare import Comparison, Side
+from nanogen.bench.compare import compare as compared
 from nanogen.bench.record import Record
 from nanogen.errors import DataError
 
@@ -24,6 +25,10 @@ BASE = Record(
     sampler={"steps": 50},
 )
 NAMES = ("A", "B")
+
+
+def compare(first: list[Record], second: list[Record], names: tuple[str, str]) -> Comparison:
+    return compared(Side(names[0], first), Side(names[1], second))
 
 
 def changed(**values: object) -> Record:

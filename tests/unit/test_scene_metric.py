@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import runpy
 import struct
 from pathlib import Path
@@ -11,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from measuring import measured
 
 from nanogen.data.captions import PALETTE, TAGS, parse
 from nanogen.data.draws import generator
@@ -19,8 +19,8 @@ from nanogen.encoders.scene_detector import WEIGHTS, SceneDetector
 from nanogen.errors import DataError, MetricError
 from nanogen.metrics.base import Context, Observation
 from nanogen.metrics.geneval_rules import Detection
-from nanogen.metrics.harness import measure
-from nanogen.metrics.scenes import SceneEval, bootstrap, deranged, real_scenes, tint
+from nanogen.metrics.prompted import key_of
+from nanogen.metrics.scenes import SceneEval, deranged, real_scenes, tint
 from nanogen.types import Request
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train_scene_detector.py"
@@ -55,11 +55,10 @@ def metric(source):
 
 def scores(metric: SceneEval, images, texts, batch: int, order=None):
     """Scores of images drawn for texts, shown to the harness in batches and in some order."""
-    metric.sums, metric.rows = {}, {}
     parts = (torch.arange(len(images)) if order is None else order).split(batch)
     batches = [(Request(i, texts=tuple(texts[k] for k in i)), images[i]) for i in parts]
-    found = measure([metric], batches, metric.context)
-    return {name: score for name, (score, version) in found.items()}
+    found = measured([metric], batches, metric.context)
+    return {name: one.score for name, one in found.items()}
 
 
 def test_colours_of_real_scenes_are_read_from_their_boxes(pictures):
@@ -172,28 +171,18 @@ def test_scores_do_not_depend_on_batches_or_order(metric, source):
 
 def test_the_main_score_is_the_mean_over_tags(metric):
     """Three of four right among colours, none of two among counts: 0.375 by tag, 0.5 by image."""
-    count = torch.tensor([0, 4, 2, 0, 0, 0.0], dtype=torch.float64)
-    correct = torch.tensor([0, 3, 0, 0, 0, 0.0], dtype=torch.float64)
-    outcomes = torch.tensor([[1, k, k < 3] for k in range(4)] + [[2, k, 0] for k in range(2)])
-    found = metric.compute({"count": count, "correct": correct}, {"outcomes": outcomes})
+    prompts = metric.context.source.prompts()
+    texts = [p for p in prompts if parse(p).tag == "colors"][:4]
+    texts += [p for p in prompts if parse(p).tag == "counting"][:2]
+    keys = torch.tensor([key_of(text) for text in texts])
+    values = torch.tensor([[1.0], [1.0], [1.0], [0.0], [0.0], [0.0]], dtype=torch.float64)
+    found = metric.compute({}, {"keys": keys, "values": values})
     assert found["scene-eval"].value == pytest.approx(0.375)
     assert found["scene-eval/image-mean"].value == pytest.approx(0.5)
     assert found["scene-eval/colors"].value == pytest.approx(0.75)
     assert found["scene-eval"].facts["tags"] == "colors, counting"
     assert "scene-eval/position" not in found
     assert found["scene-eval/counting"].standard_error is None
-
-
-def test_the_bootstrap_agrees_with_the_binomial_error_over_prompts():
-    """One image a prompt: sqrt(p (1 - p) / n). Four equal images a prompt add nothing to that."""
-    right = torch.arange(60) < 24
-    one = torch.stack([torch.ones(60), torch.arange(60), right], 1).long()
-    error = math.sqrt(0.4 * 0.6 / 60)
-    assert bootstrap(one, 1).std() == pytest.approx(error, rel=0.1)
-    assert bootstrap(one.repeat(4, 1), 1).std() == pytest.approx(error, rel=0.1)
-    # Four independent images a prompt halve it, when prompts do not differ.
-    mixed = torch.stack([torch.ones(240), torch.arange(240) // 4, torch.arange(240) % 5 < 2], 1)
-    assert bootstrap(mixed.long(), 1).std() < error / 2
 
 
 def test_every_deranged_prompt_moves():
@@ -210,7 +199,7 @@ def test_samples_without_captions_are_refused(metric):
         Request(torch.zeros(1, dtype=torch.int64), labels=torch.zeros(1, dtype=torch.int64)),
         lambda name: metric.detector,
     )
-    with pytest.raises(MetricError, match="drawn by caption"):
+    with pytest.raises(MetricError, match="needs images with captions"):
         metric.update(seen)
 
 

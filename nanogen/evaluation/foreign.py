@@ -1,0 +1,173 @@
+"""Evaluating what is not a run of ours: images that are there, and pipelines of others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import chz
+import torch
+from torch import Tensor
+
+from nanogen import recipes
+from nanogen.bench.record import Plain, Record
+from nanogen.errors import ConfigError
+from nanogen.evaluation.measure import Plan, evaluate
+from nanogen.evaluation.settings import Evaluation
+from nanogen.evaluation.subjects import Given, prompted, samples_of
+from nanogen.images.open import open_images
+from nanogen.images.pipeline import Pipeline, PipelineConfig
+from nanogen.metrics import harness
+from nanogen.metrics.base import Context
+from nanogen.run import pick_device
+from nanogen.sampling.draw import read_prompts
+from nanogen.types import Request
+
+REFERENCES = {"class_conditional": "animals/pixels-v", "text_to_image": "scenes/pixels-v"}
+"""presets whose data foreign images are compared with where none is named, by kind of metric"""
+
+
+@chz.chz
+class Place:
+    """Where it is computed."""
+
+    device: str = chz.field(default="auto", doc="cpu, cuda, or auto: cuda where there is one")
+    threads: int = chz.field(default=1, doc="CPU threads of a process")
+
+    @chz.validate
+    def _counts(self) -> None:
+        if not 1 <= self.threads <= 1024:
+            raise ConfigError(f"machine.threads={self.threads}: must lie in [1, 1024]")
+
+
+@chz.chz
+class Foreign:
+    """What can be set of such an evaluation."""
+
+    reference: str = chz.field(default="", doc="preset whose data are the reference")
+    size: int = chz.field(
+        default=0,
+        doc="side that images are cropped to; 0: that of the reference for its own metrics, or as "
+        "they are",
+    )
+    evaluation: Evaluation = chz.field(default_factory=Evaluation)
+    machine: Place = chz.field(default_factory=Place)
+    pipeline: PipelineConfig = chz.field(default_factory=PipelineConfig)
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The settings, with what follows from the metrics that are named."""
+
+    metrics: tuple[str, ...]
+    context: Context
+    texts: tuple[str, ...]
+    """captions that the reference data offer"""
+    kind: str
+    size: int | None
+
+
+def of_images(place: Path, metrics: Sequence[str], settings: Foreign, out: Path) -> list[Record]:
+    """Measure a folder, a tar or an npz of images."""
+    if settings.pipeline != PipelineConfig():
+        raise ConfigError("pipeline.* has no effect on --images; leave it out")
+    settled = _settled(metrics, settings)
+    images = open_images(place, settled.size, settled.context.source.classes)
+    return evaluate(Given(images), _plan(settled, settings, out))
+
+
+def of_pipeline(
+    name: str, metrics: Sequence[str], settings: Foreign, out: Path, prompts: Path | None = None
+) -> list[Record]:
+    """Draw with a pipeline of diffusers, and measure: for the prompts that each metric brings, or
+    those of a file.
+    """
+    settled = _settled(metrics, settings)
+    texts = tuple(read_prompts(prompts)) if prompts else settled.texts
+    pipeline = Pipeline(name, settings.pipeline, settled.context.device)
+    subject = DrawnByPipeline(pipeline, texts, settings.evaluation)
+    return evaluate(subject, _plan(settled, settings, out))
+
+
+def _plan(settled: Settled, settings: Foreign, out: Path) -> Plan:
+    repeats = settings.evaluation.repeats
+    return Plan(settled.metrics, settled.context, out, repeats, quiet=False)
+
+
+def _settled(metrics: Sequence[str], settings: Foreign) -> Settled:
+    device = pick_device(settings.machine.device)
+    torch.set_num_threads(settings.machine.threads)
+    kind, own = _kind(metrics)
+    preset = recipes.preset(settings.reference or REFERENCES[kind])
+    task = preset.task.build(preset.seed)
+    if not metrics:
+        metrics, own = preset.evaluation.metrics, True
+    size = settings.size or (task.source.size if own or settings.reference else None)
+    context = Context(task.source, device, precision=settings.evaluation.precision)
+    return Settled(tuple(metrics), context, task.source.prompts(), kind, size)
+
+
+def _kind(metrics: Sequence[str]) -> tuple[str, bool]:
+    """The kind of task of the metrics, and whether all of them come with the package: these know
+    nothing but its data.
+    """
+    nothing = Context(source=None, device=torch.device("cpu"))  # ty: ignore[invalid-argument-type]
+    chosen = harness.choose(metrics, nothing)
+    kinds = {metric.task for metric in chosen} - {"any"}
+    if len(kinds) > 1:
+        raise ConfigError(
+            f"metrics of {' and '.join(sorted(kinds))} tasks have no images in common; "
+            "give one kind at a time"
+        )
+    own = all(not metric.assets and not metric.prompts for metric in chosen)
+    return kinds.pop() if kinds else "class_conditional", own
+
+
+@dataclass(frozen=True)
+class DrawnByPipeline:
+    """What a pipeline of somebody else draws."""
+
+    pipeline: Pipeline
+    texts: tuple[str, ...]
+    settings: Evaluation
+    kind: str = "text_to_image"
+
+    @property
+    def batch(self) -> int:
+        return self.pipeline.config.batch
+
+    @property
+    def identity(self) -> Mapping[str, Plain]:
+        return {"pipeline": self.pipeline.fingerprint, "texts": list(self.texts)}
+
+    def samples(self, prompts: str) -> int:
+        return samples_of(prompts, self.settings) if prompts else self.settings.samples
+
+    def read(self, prompts: str, start: int, stop: int) -> Iterator[tuple[Request, Tensor]]:
+        return self.pipeline.draw(self._request(prompts, start, stop))
+
+    def again(self, repeat: int) -> DrawnByPipeline:
+        seed = self.pipeline.config.seed + repeat
+        return replace(self, pipeline=self.pipeline.with_seed(seed))
+
+    def record(self, values: Mapping[str, object]) -> Record:
+        pipeline = self.pipeline
+        return Record(
+            run=pipeline.origin,
+            task=self.kind,
+            method=pipeline.name,
+            sampler=pipeline.facts,
+            device=pipeline.device.type,
+            precision=self.settings.precision,
+            **values,  # ty: ignore[invalid-argument-type]
+        )
+
+    def _request(self, prompts: str, start: int, stop: int) -> Request:
+        if prompts:
+            return prompted(prompts, start, stop)
+        if not self.texts:
+            raise ConfigError("these metrics bring no prompts; give some with --prompts FILE")
+        indices = torch.arange(start, stop)
+        texts = tuple(self.texts[int(i) % len(self.texts)] for i in indices)
+        return Request(indices, texts=texts)

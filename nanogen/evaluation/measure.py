@@ -1,0 +1,188 @@
+"""From a subject and names of metrics to records in a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+
+from nanogen import dist
+from nanogen.bench import outcomes, record
+from nanogen.bench.record import Record
+from nanogen.evaluation.subjects import Subject
+from nanogen.files import writable_folder
+from nanogen.metrics import harness
+from nanogen.metrics.base import Context, Metric
+from nanogen.metrics.blocks import Kept
+from nanogen.metrics.harness import Measured, Scores, Work
+from nanogen.progress import Display
+
+KEPT = ".blocks"
+"""folder beside the records with what was measured so far"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be measured of a subject."""
+
+    metrics: Sequence[str]
+    context: Context
+    out: Path
+    """folder of the records"""
+    repeats: int = 1
+    check: Callable[[], None] = lambda: None
+    """called before each batch, equally often on every process; what it raises ends the evaluation
+    """
+    quiet: bool = True
+    """show no progress"""
+
+    def chosen(self) -> list[Metric]:
+        return harness.choose(self.metrics, self.context)
+
+
+def check(subject: Subject, plan: Plan) -> None:
+    """Raise a UserError where something cannot be measured: better now than hours later."""
+    for metric in plan.chosen():
+        harness.fits([metric], subject.kind, subject.samples(metric.prompts))
+
+
+def evaluate(subject: Subject, plan: Plan) -> list[Record]:
+    """Measure a subject and write one record for each score; the same on every process.
+
+    What was measured before a kill is not measured again.
+    """
+    if not plan.metrics:
+        return []
+    check(subject, plan)
+    writable_folder(plan.out)
+    started = time.monotonic()
+    kept: list[Kept] = []
+    found = [
+        _scores(subject if repeat == 0 else subject.again(repeat), plan, kept)
+        for repeat in range(plan.repeats)
+    ]
+    scores = averaged(found) if len(found) > 1 else found[0]
+    seconds = round(time.monotonic() - started, 3)
+    records = write(list(_records(subject, scores, seconds)), plan.out)
+    if dist.rank() == 0:
+        for name, measured in scores.items():
+            one = next(r for r in records if r.metric == name)
+            outcomes.write(plan.out, one, measured.score.outcomes)
+    for blocks in kept:
+        blocks.clear()
+    return records
+
+
+def _scores(subject: Subject, plan: Plan, kept: list[Kept]) -> Scores:
+    """Metrics of one set of prompts are measured on the same images, in one pass."""
+    scores: Scores = {}
+    by_prompts = sorted(plan.chosen(), key=lambda metric: metric.prompts)
+    for prompts, group in groupby(by_prompts, key=lambda metric: metric.prompts):
+        metrics = list(group)
+        blocks = Kept(plan.out / KEPT / _digest(subject, metrics))
+        kept.append(blocks)
+        scores |= _measured(subject, plan, prompts, metrics, blocks)
+    return scores
+
+
+def _measured(
+    subject: Subject, plan: Plan, prompts: str, metrics: list[Metric], kept: Kept
+) -> Scores:
+    samples = subject.samples(prompts)
+    what = prompts or "samples"
+    display = Display(
+        f"measuring {what}", -(-samples // dist.world()), plan.quiet or dist.rank() > 0
+    )
+    work = Work(
+        samples=samples,
+        batch=subject.batch,
+        read=lambda start, stop: subject.read(prompts, start, stop),
+        kept=kept,
+        check=plan.check,
+        show=display.show,
+    )
+    try:
+        return harness.measure(metrics, work, plan.context)
+    finally:
+        display.close()
+
+
+def _digest(subject: Subject, metrics: Sequence[Metric]) -> str:
+    """A name for everything that decides what is kept of an evaluation."""
+    context = metrics[0].context
+    said = {
+        **subject.identity,
+        "metrics": [f"{metric.title} {metric.version}" for metric in metrics],
+        "samples": subject.samples(metrics[0].prompts),
+        "batch": subject.batch,
+        "data": context.source.fingerprint,
+        "precision": context.precision,
+        "versions": record.versions(),
+        "commit": record.commit(),
+    }
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def averaged(found: Sequence[Scores]) -> Scores:
+    """The mean over repeats with other noise.
+
+    Its error: of the mean over repeats, or what the score itself knows (which prompts there are,
+    say), whichever is larger. The values stand in the facts.
+    """
+    scores: Scores = {}
+    for name, first in found[0].items():
+        each = [scores[name].score for scores in found]
+        values = [score.value for score in each]
+        deviation = statistics.stdev(values)
+        errors = [deviation / len(values) ** 0.5]
+        errors += [score.standard_error for score in each if score.standard_error is not None]
+        facts = {
+            **first.score.facts,
+            "repeats": len(values),
+            "deviation_of_repeats": deviation,
+            "values_of_repeats": ", ".join(f"{value:.6g}" for value in values),
+        }
+        score = replace(
+            first.score,
+            value=statistics.fmean(values),
+            standard_error=max(errors) or None,
+            facts=facts,
+        )
+        skipped = sum(scores[name].skipped for scores in found)
+        scores[name] = Measured(score, first.version, skipped)
+    return scores
+
+
+def _records(subject: Subject, scores: Scores, seconds: float) -> Iterator[Record]:
+    commit, versions = record.commit(), record.versions()
+    for name, measured in scores.items():
+        score = measured.score
+        yield subject.record(
+            {
+                "metric": name,
+                "version": measured.version,
+                "value": score.value,
+                "standard_error": score.standard_error,
+                "n": score.n,
+                "higher_is_better": score.higher_is_better,
+                "facts": dict(score.facts),
+                "skipped": measured.skipped,
+                "commit": commit,
+                "versions": versions,
+                "seconds": seconds,
+            }
+        )
+
+
+def write(records: list[Record], folder: Path) -> list[Record]:
+    """Write records on the first process; returns them."""
+    if dist.rank() == 0:
+        for one in records:
+            record.write(folder, one)
+    dist.barrier()
+    return records

@@ -1,0 +1,44 @@
+"""Evaluating a trained run: `nanogen eval RUN`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import chz
+
+from nanogen import config
+from nanogen.bench.record import Record
+from nanogen.errors import ConfigError
+from nanogen.evaluation import measure
+from nanogen.evaluation.online import plan_of
+from nanogen.evaluation.subjects import DrawnByRun
+from nanogen.run import Run
+from nanogen.run_folder import CONFIG, open_run
+
+
+def device_of(folder: Path, overrides: list[str]) -> str:
+    """The device that a run is to be measured on; a folder without a run is refused later."""
+    if not (folder / CONFIG).exists():
+        return "cpu"
+    run = config.read(Run, folder / CONFIG)
+    return (config.override(run, overrides) if overrides else run).machine.device
+
+
+def of_run(
+    folder: Path, metrics: Sequence[str], weights: str, overrides: list[str], out: Path
+) -> list[Record]:
+    """Measure the newest checkpoint of a run folder, with its own metrics unless others are
+    named.
+    """
+    opened = open_run(folder, weights, overrides)
+    run = opened.parts.run
+    if metrics:
+        changed = chz.replace(run, evaluation=chz.replace(run.evaluation, metrics=tuple(metrics)))
+        opened = replace(opened, parts=replace(opened.parts, run=changed))
+    elif not run.evaluation.metrics:
+        raise ConfigError(
+            f"{folder} names no metrics; give some with --metrics (see nanogen ls metrics)"
+        )
+    return measure.evaluate(DrawnByRun(opened), plan_of(opened.parts, out, quiet=False))
