@@ -223,8 +223,8 @@ class Losses:
     parts: Mapping[str, Tensor]
     weights: Mapping[str, float]
     logged: Mapping[str, Tensor] = field(default_factory=dict)
-    """what is logged beside them, `[B]` each, without a gradient: an error in its own unit where the
-    loss is divided by itself, say
+    """what is logged beside them, `[B]` each, without a gradient: an error in its own unit, where
+    the loss is divided by itself, say
     """
 
     def total(self) -> Tensor:

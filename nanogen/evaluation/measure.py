@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import statistics
@@ -75,6 +76,9 @@ def evaluate(subject: Subject, plan: Plan) -> list[Record]:
             outcomes.write(plan.out, one, measured.score.outcomes)
     for blocks in kept:
         blocks.clear()
+    if dist.rank() == 0:
+        with contextlib.suppress(OSError):  # another evaluation still keeps some there
+            (plan.out / KEPT).rmdir()
     return records
 
 
