@@ -17,7 +17,8 @@ from nanogen.evaluation.measure import Plan, evaluate
 from nanogen.evaluation.settings import Evaluation
 from nanogen.evaluation.subjects import Given, prompted, samples_of
 from nanogen.images.open import open_images
-from nanogen.images.pipeline import Pipeline, PipelineConfig
+from nanogen.images.pipeline import Pipeline
+from nanogen.images.settings import PipelineConfig
 from nanogen.metrics import harness
 from nanogen.metrics.base import Context
 from nanogen.run import pick_device
@@ -51,6 +52,7 @@ class Foreign:
         doc="side that images are cropped to; 0: that of the reference for its own metrics, or as "
         "they are",
     )
+    classes: int = chz.field(default=1_000, doc="that a class-conditional pipeline knows")
     evaluation: Evaluation = chz.field(default_factory=Evaluation)
     machine: Place = chz.field(default_factory=Place)
     pipeline: PipelineConfig = chz.field(default_factory=PipelineConfig)
@@ -72,6 +74,7 @@ def of_images(place: Path, metrics: Sequence[str], settings: Foreign, out: Path)
     """Measure a folder, a tar or an npz of images."""
     if settings.pipeline != PipelineConfig():
         raise ConfigError("pipeline.* has no effect on --images; leave it out")
+    _refuse(settings, ("samples", "images_per_prompt", "every", "quantise"), "--images")
     settled = _settled(metrics, settings)
     images = open_images(place, settled.size, settled.context.source.classes)
     return evaluate(Given(images), _plan(settled, settings, out))
@@ -83,11 +86,27 @@ def of_pipeline(
     """Draw with a pipeline of diffusers, and measure: for the prompts that each metric brings, or
     those of a file.
     """
+    _refuse(settings, ("every",), "--pipeline")
     settled = _settled(metrics, settings)
-    texts = tuple(read_prompts(prompts)) if prompts else settled.texts
     pipeline = Pipeline(name, settings.pipeline, settled.context.device)
-    subject = DrawnByPipeline(pipeline, texts, settings.evaluation)
-    return evaluate(subject, _plan(settled, settings, out))
+    if pipeline.kind == "class_conditional" and prompts:
+        raise ConfigError(f"--prompts has no effect: {name} draws classes; leave it out")
+    texts = tuple(read_prompts(prompts)) if prompts else settled.texts
+    subject = DrawnByPipeline(pipeline, texts, settings)
+    try:
+        return evaluate(subject, _plan(settled, settings, out))
+    finally:
+        pipeline.close()
+
+
+def _refuse(settings: Foreign, fields: Sequence[str], where: str) -> None:
+    """ConfigError where a field of the evaluation is set that has no effect there."""
+    for field in fields:
+        value = getattr(settings.evaluation, field)
+        if value != getattr(Evaluation(), field):
+            raise ConfigError(f"evaluation.{field}={value} has no effect on {where}; leave it out")
+    if settings.evaluation.metrics:
+        raise ConfigError("name metrics with --metrics, not with evaluation.metrics")
 
 
 def _plan(settled: Settled, settings: Foreign, out: Path) -> Plan:
@@ -130,8 +149,11 @@ class DrawnByPipeline:
 
     pipeline: Pipeline
     texts: tuple[str, ...]
-    settings: Evaluation
-    kind: str = "text_to_image"
+    settings: Foreign
+
+    @property
+    def kind(self) -> str:
+        return self.pipeline.kind
 
     @property
     def batch(self) -> int:
@@ -139,17 +161,20 @@ class DrawnByPipeline:
 
     @property
     def identity(self) -> Mapping[str, Plain]:
-        return {"pipeline": self.pipeline.fingerprint, "texts": list(self.texts)}
+        said = {"pipeline": self.pipeline.fingerprint, "texts": list(self.texts)}
+        return said | {"quantise": self.settings.evaluation.quantise}
 
     def samples(self, prompts: str) -> int:
-        return samples_of(prompts, self.settings) if prompts else self.settings.samples
+        wanted = self.settings.evaluation
+        return samples_of(prompts, wanted) if prompts else wanted.samples
 
     def read(self, prompts: str, start: int, stop: int) -> Iterator[tuple[Request, Tensor]]:
-        return self.pipeline.draw(self._request(prompts, start, stop))
+        request = self._request(prompts, start, stop)
+        return self.pipeline.draw(request, self.settings.evaluation.quantise)
 
     def again(self, repeat: int) -> DrawnByPipeline:
         seed = self.pipeline.config.seed + repeat
-        return replace(self, pipeline=self.pipeline.with_seed(seed))
+        return replace(self, pipeline=self.pipeline.reseeded(seed))
 
     def record(self, values: Mapping[str, object]) -> Record:
         pipeline = self.pipeline
@@ -159,15 +184,18 @@ class DrawnByPipeline:
             method=pipeline.name,
             sampler=pipeline.facts,
             device=pipeline.device.type,
-            precision=self.settings.precision,
+            precision=self.settings.evaluation.precision,
+            quantisation=self.settings.evaluation.quantise,
             **values,  # ty: ignore[invalid-argument-type]
         )
 
     def _request(self, prompts: str, start: int, stop: int) -> Request:
         if prompts:
             return prompted(prompts, start, stop)
+        indices = torch.arange(start, stop)
+        if self.kind == "class_conditional":
+            return Request(indices, labels=indices % self.settings.classes)
         if not self.texts:
             raise ConfigError("these metrics bring no prompts; give some with --prompts FILE")
-        indices = torch.arange(start, stop)
         texts = tuple(self.texts[int(i) % len(self.texts)] for i in indices)
         return Request(indices, texts=texts)

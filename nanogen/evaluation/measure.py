@@ -48,6 +48,8 @@ class Plan:
 
 def check(subject: Subject, plan: Plan) -> None:
     """Raise a UserError where something cannot be measured: better now than hours later."""
+    if plan.repeats > 1:
+        subject.again(1)
     for metric in plan.chosen():
         harness.fits([metric], subject.kind, subject.samples(metric.prompts))
 

@@ -30,9 +30,15 @@ from nanogen.types import Conditioner, Request
 class Subject(Protocol):
     """Images for every set of prompts that is asked for."""
 
-    kind: str
-    """of its task: which metrics apply; "any" where that is not known"""
-    batch: int
+    @property
+    def kind(self) -> str:
+        """Of its task: which metrics apply; "any" where that is not known."""
+        ...
+
+    @property
+    def batch(self) -> int:
+        """How many are drawn or read at once."""
+        ...
 
     @property
     def identity(self) -> Mapping[str, Plain]:

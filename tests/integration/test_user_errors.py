@@ -137,15 +137,43 @@ CASES: dict[str, tuple[list[str], str]] = {
     "samples to a file": (["sample", "runs/animals", "--out", "file"], "cannot write to file"),
     "unfit override": (["sample", "runs/animals", "backbone.width=64"], "does not fit this run"),
     "unknown solver": (["sample", "runs/animals", "sampling.solver=eulr"], "did you mean euler"),
-    "nothing to evaluate": (["eval"], "give a run folder, or a folder of images"),
-    "too much to evaluate": (["eval", "runs/animals", "--images", "images"], "give a run folder"),
+    "nothing to evaluate": (["eval"], "give one of a run folder, --images, --pipeline"),
+    "too much to evaluate": (
+        ["eval", "runs/animals", "--images", "images"],
+        "not a run folder and --images",
+    ),
+    "reference of a run": (
+        ["eval", "runs/animals", "--reference", "animals/vae"],
+        "--reference has no effect on a run",
+    ),
+    "prompts without a pipeline": (
+        ["eval", "--images", "images/red", "--prompts", "file"],
+        "--prompts has no effect without --pipeline",
+    ),
+    "weights of images": (
+        ["eval", "--images", "images/red", "--weights", "raw"],
+        "--weights raw has no effect without a run",
+    ),
+    "option of a metric": (
+        ["eval", "runs/animals", "--metrics", "fd-animals[seed=1]"],
+        "metric fd-animals has no option 'seed'",
+    ),
+    "metric twice": (
+        ["eval", "runs/animals", "--metrics", "is-animals,is-animals"],
+        "metric is-animals is named twice",
+    ),
+    "empty metric": (["eval", "runs/animals", "--metrics", "is-animals,"], "has an empty name"),
+    "repeats of images": (
+        ["eval", "--images", "images/red", "--metrics", "is-animals", "evaluation.repeats=2"],
+        "evaluation.repeats has no effect on images that are there",
+    ),
     "no metrics": (["eval", "runs/animals"], "names no metrics; give some with --metrics"),
     "evaluating another metric": (
         ["eval", "runs/animals", "--metrics", "scene-eval"],
         "is for text_to_image tasks",
     ),
     "evaluating no images": (["eval", "--images", "empty"], "empty holds no images"),
-    "evaluating no folder": (["eval", "--images", "gone"], "gone is not a folder"),
+    "evaluating no folder": (["eval", "--images", "gone"], "gone does not exist"),
     "too few images": (
         ["eval", "--images", "images/red", "--metrics", "fd-animals"],
         "needs at least 256 samples, not 12",

@@ -7,6 +7,7 @@ import torch
 
 from nanogen.bench import record, sanity
 from nanogen.metrics.base import Score
+from nanogen.metrics.harness import Measured
 from nanogen.recipes import preset
 from nanogen.types import Request
 
@@ -66,11 +67,13 @@ def measured(monkeypatch):
     """Count how often the rows are measured."""
     calls = []
 
-    def measure(metrics, batches, context):
-        calls.append(sum(len(asked) for asked, _ in batches))
+    def measure(metrics, work, context):
+        calls.append(sum(len(asked) for asked, _ in work.read(0, work.samples)))
+        assert calls[-1] == work.samples
         scores = {}
         for metric in metrics:
-            scores[metric.name] = (Score(0.5, None, calls[-1], metric.name[:2] != "fd"), 1)
+            score = Score(0.5, None, calls[-1], metric.name[:2] != "fd")
+            scores[metric.name] = Measured(score, 1)
         return scores
 
     monkeypatch.setattr(sanity.harness, "measure", measure)
