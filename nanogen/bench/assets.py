@@ -3,9 +3,9 @@
     needed("geneval")     # the assets of the metric and of its prompts, and any of that name
     table()               # what `nanogen prepare --list` prints
 
-Assets are found by themselves: in the attribute `assets` of registered metrics, prompts and
-networks. An instance of a metric may need others than its class, as its options want it; all that
-some choice of one option needs are known.
+Assets are found by themselves: in the attribute `assets`, and in any other that is an asset, of
+registered metrics, prompts and networks. An instance of a metric may need others than its class, as
+its options want it; all that some choice of one option needs are known.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def owners() -> dict[str, tuple[Asset, ...]]:
     found: dict[str, tuple[Asset, ...]] = {}
     for kind in KINDS:
         for entry in registry.entries(kind):
-            assets = tuple(getattr(entry.target, "assets", ()))
+            assets = _declared(entry.target)
             if kind == "metric":
                 names = _choices(entry.name, cast(type[Metric], entry.target))
                 assets += tuple(asset for name in names for asset in _of_metric(name))
@@ -66,7 +66,7 @@ def needed(name: str) -> tuple[Asset, ...]:
     assets = [all_assets[plain]] if plain in all_assets else []
     named = [(kind, e) for kind in KINDS for e in registry.entries(kind) if e.name == plain]
     for kind, entry in named:
-        assets += _of_metric(name) if kind == "metric" else getattr(entry.target, "assets", ())
+        assets += _of_metric(name) if kind == "metric" else _declared(entry.target)
     if not assets and named:
         raise ConfigError(f"{plain} needs nothing that has to be prepared; just use it")
     if not assets:
@@ -75,6 +75,11 @@ def needed(name: str) -> tuple[Asset, ...]:
             f"nothing called {plain!r} can be prepared; {near} (all: nanogen prepare --list)"
         )
     return tuple(dict.fromkeys(assets))
+
+
+def _declared(target: type) -> tuple[Asset, ...]:
+    found = (getattr(target, name, None) for name in dir(target))
+    return (*getattr(target, "assets", ()), *(one for one in found if isinstance(one, Asset)))
 
 
 def _choices(name: str, target: type[Metric]) -> Iterator[str]:

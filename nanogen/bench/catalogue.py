@@ -31,8 +31,15 @@ def table(title: str, kind: str) -> Table:
         return _encoders(title)
     if kind == "tokenizer":
         return _tokenizers(title)
-    found = [(e.name, e.summary, e.licence, e.needs or "nothing") for e in registry.entries(kind)]
+    found = [(e.name, e.summary, e.licence, _needs(e)) for e in registry.entries(kind)]
     return _rows(title, (kind, "what", "licence", "needs"), found)
+
+
+def _needs(entry: registry.Entry) -> str:
+    if entry.needs:
+        return entry.needs
+    assets = getattr(entry.target, "assets", ()) or getattr(entry.target, "prompts", "")
+    return f"nanogen prepare {entry.name}" if assets else "nothing"
 
 
 def _encoders(title: str) -> Table:

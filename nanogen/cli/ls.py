@@ -22,6 +22,7 @@ KINDS = {
     "terms": "term",
     "optimisers": "optimiser",
     "metrics": "metric",
+    "prompts": "prompts",
     "reconstructions": "reconstruction",
 }
 

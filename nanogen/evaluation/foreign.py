@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +27,10 @@ from nanogen.run import pick_device
 from nanogen.sampling.draw import read_prompts
 from nanogen.types import Request
 
+log = logging.getLogger(__name__)
+
+MOST_NAMED = 10
+"""images that could not be read of which each gets a line"""
 REFERENCES = {"class_conditional": "animals/pixels-v", "text_to_image": "scenes/pixels-v"}
 """presets whose data foreign images are compared with where none is named, by kind of metric"""
 
@@ -77,7 +83,13 @@ def of_images(place: Path, metrics: Sequence[str], settings: Foreign, out: Path)
     _refuse(settings, ("samples", "images_per_prompt", "every", "quantise"), "--images")
     settled = _settled(metrics, settings)
     images = open_images(place, settled.size, settled.context.source.classes)
-    return evaluate(Given(images), _plan(settled, settings, out))
+    try:
+        return evaluate(Given(images), _plan(settled, settings, out))
+    finally:
+        for name, reason in itertools.islice(images.skipped.items(), MOST_NAMED):
+            log.warning("skipped %s: %s", name, reason)
+        if len(images.skipped) > MOST_NAMED:
+            log.warning("and %d more were skipped", len(images.skipped) - MOST_NAMED)
 
 
 def of_pipeline(

@@ -15,14 +15,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
 
+from nanogen import registry
 from nanogen.data.base import Source
-from nanogen.errors import MetricError
-from nanogen.store import Asset, find
+from nanogen.errors import ConfigError, MetricError
+from nanogen.prompts.base import PromptSet
+from nanogen.store import Asset, find, present
 from nanogen.types import Request
 
 Features = Mapping[str, Tensor]
@@ -121,11 +123,12 @@ class Metric(ABC):
     minimum: ClassVar[int] = 1
     """fewest samples for which the value means anything; fewer are refused"""
     options: ClassVar[Mapping[str, Option]] = {}
-    prompts: ClassVar[str] = ""
-    """the registered set of prompts that samples are drawn for; empty: those of the run's own data
+    prompts: str = ""
+    """the registered set of prompts that samples are drawn for, which options may change; empty:
+    those of the run's own data
     """
-    assets: ClassVar[tuple[Asset, ...]] = ()
-    """what must be in the store, whatever the options"""
+    assets: tuple[Asset, ...] = ()
+    """what must be in the store: of a class, for all options; of an instance, for its own"""
 
     def __init__(self, context: Context, chosen: Mapping[str, str] | None = None) -> None:
         """`chosen` are values of some options; the others have their defaults. Opens no model and
@@ -158,7 +161,18 @@ class Metric(ABC):
                 f"metric {self.title} needs at least {self.minimum} samples, not {samples}; "
                 "ask for more"
             )
-        for asset in self.assets:
+        drawn_for: tuple[Asset, ...] = ()
+        if self.prompts:
+            drawn_for = cast(type[PromptSet], registry.get("prompts", self.prompts)).assets
+        needed = dict.fromkeys((*drawn_for, *self.assets))
+        absent = [asset for asset in needed if not present(asset)]
+        if len(absent) > 1:
+            listed = ", ".join(asset.labelled for asset in absent)
+            raise ConfigError(
+                f"metric {self.title} needs {listed}, which are not in the store; run: "
+                f"nanogen prepare '{self.title}' (or, where you have them, each with --from PATH)"
+            )
+        for asset in needed:
             find(asset)
 
     @cached_property

@@ -50,7 +50,10 @@ class ClassAccuracy(Metric):
 
     def update(self, seen: Observation) -> None:
         if seen.request.labels is None:
-            raise MetricError(f"{self.name} needs samples drawn by class; this run draws by text")
+            raise MetricError(
+                f"{self.name} needs images of known classes; these have none (class folders, or a "
+                "samples.json beside them, say which)"
+            )
         labels = seen.request.labels.cpu()
         logits = seen.features(self.network)[self.feature]
         right = (logits.argmax(1).cpu() == labels).double()

@@ -11,6 +11,7 @@ processes are sums of float64 and, for the metrics that need them, rows of featu
 from __future__ import annotations
 
 import functools
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
@@ -87,11 +88,11 @@ def _chosen(name: Name, context: Context) -> Metric:
 
 
 def fits(metrics: Sequence[Metric], kind: str, samples: int) -> None:
-    """Raise a UserError where one of the metrics is not for a task of this kind, or cannot be
-    computed from so many samples.
+    """Raise a UserError where one of the metrics is not for a task of this kind ("any" where it is
+    not known), or cannot be computed from so many samples.
     """
     for metric in metrics:
-        if metric.task not in (kind, "any"):
+        if "any" not in (kind, metric.task) and metric.task != kind:
             raise MetricError(
                 f"metric {metric.title} is for {metric.task} tasks, this one is {kind}; "
                 "leave it out"
@@ -107,6 +108,10 @@ def measure(metrics: Sequence[Metric], work: Work, context: Context) -> Scores:
     finally:
         for metric in metrics:
             metric.close()
+        # Frozen networks hold themselves in a cycle: they go when that is collected.
+        gc.collect()
+        if context.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def _total(metrics: Sequence[Metric], work: Work, context: Context) -> Tallies:
