@@ -119,7 +119,7 @@ class Files:
 
         model = self.source.model
         try:
-            with _quiet():
+            with quiet():
                 network, found = getattr(diffusers, self.name).from_pretrained(
                     model,
                     subfolder=self.source.subfolder or None,
@@ -165,7 +165,7 @@ def open_files(place: Place) -> Files:
     subfolder = "" if bare else place.subfolder
     source = hub.locate(place.model, subfolder, CONFIG, field=MODEL, what=WHAT, gated=place.gated)
     try:
-        with _quiet():
+        with quiet():
             config = diffusers.AutoencoderKL.load_config(
                 source.model,
                 subfolder=source.subfolder or None,
@@ -204,7 +204,7 @@ def _no_class(model: str, config: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Generator[None, None, None]:
+def quiet() -> Generator[None, None, None]:
     """diffusers logs what it also raises, and warns of its own calls; one message is enough."""
     logger = logging.getLogger("diffusers")
     level = logger.level
