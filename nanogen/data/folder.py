@@ -17,10 +17,9 @@ Links are not followed: they may lead anywhere.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -33,11 +32,11 @@ from nanogen.data.catalogue import (
     decode_text,
     fingerprint,
 )
+from nanogen.data.table import FILE, TABLES, rows, value
 from nanogen.errors import DataError
 from nanogen.registry import register
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
-TABLES = ("metadata.jsonl", "captions.jsonl")
 SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
@@ -172,37 +171,14 @@ def _read_tables(root: Path, listing: Listing) -> dict[str, str]:
     """Captions by image from all .jsonl tables."""
     captions: dict[str, str] = {}
     for table in sorted(listing.tables):
-        for where, row in _rows(root / table):
-            name = str(PurePosixPath(table).parent / str(_value(row, ("file_name", "file"), where)))
+        for where, row in rows(_read(root / table), str(root / table)):
+            name = str(PurePosixPath(table).parent / str(value(row, FILE, where)))
             if name not in listing.images:
                 raise DataError(f"{where}: there is no image {name!r}; add it or delete the line")
             if name in captions:
                 raise DataError(f"{where}: a second caption for {name!r}; keep one")
-            captions[name] = clean_caption(_value(row, ("text", "caption"), where), where)
+            captions[name] = clean_caption(value(row, ("text", "caption"), where), where)
     return captions
-
-
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
-    """The objects of a .jsonl file, each with `file:line` for messages; skips empty lines."""
-    for number, line in enumerate(_read(path).split(b"\n"), start=1):
-        where = f"{path}:{number}"
-        text = decode_text(line, where).strip()
-        if not text:
-            continue
-        try:
-            row = json.loads(text)
-        except (ValueError, RecursionError) as problem:
-            raise DataError(f"{where}: not a line of JSON ({problem}); correct it") from problem
-        if not isinstance(row, dict):
-            raise DataError(f"{where}: not a JSON object; correct it")
-        yield where, row
-
-
-def _value(row: dict[str, object], keys: tuple[str, str], where: str) -> object:
-    for key in keys:
-        if key in row:
-            return row[key]
-    raise DataError(f"{where}: has neither {keys[0]!r} nor {keys[1]!r}; add one of them")
 
 
 def _check_captions(names: list[str], captions: Mapping[str, object]) -> None:

@@ -97,19 +97,19 @@ class ShardSource(Catalogue):
         row = self._rows[number]
         # A member's name stands at the head of its header, the block before its content.
         header = int(row["image"]) - tarfile.BLOCKSIZE
-        name = _read(self._paths[row["shard"]], header, tarfile.LENGTH_NAME)
+        name = read_at(self._paths[row["shard"]], header, tarfile.LENGTH_NAME)
         return f"{self._paths[row['shard']]}/{name.rstrip(bytes(1)).decode(errors='replace')}"
 
     def data(self, number: int) -> bytes:
         row = self._rows[number]
-        return _read(self._paths[row["shard"]], int(row["image"]), int(row["image_bytes"]))
+        return read_at(self._paths[row["shard"]], int(row["image"]), int(row["image_bytes"]))
 
     def label(self, number: int) -> int | None:
         return int(self._rows[number]["label"]) if self.classes else None
 
     def text(self, number: int) -> str:
         row, where = self._rows[number], f"caption of {self.name(number)!r}"
-        data = _read(self._paths[row["shard"]], int(row["caption"]), int(row["caption_bytes"]))
+        data = read_at(self._paths[row["shard"]], int(row["caption"]), int(row["caption_bytes"]))
         text = decode_text(data, where)
         return clean_caption(_json_caption(text, where) if row["json"] else text, where)
 
@@ -158,7 +158,7 @@ def _unbraced(pattern: str) -> list[str]:
 def _samples(path: Path) -> Iterator[tuple[str, Members]]:
     """Key and members of each sample of a shard; neighbours with one key belong together."""
     current, members = "", Members()
-    for member in _members(path):
+    for member in members_of(path):
         folder, _, base = member.name.rpartition("/")
         stem, _, kind = base.partition(".")
         key, kind = f"{folder}/{stem}", kind.lower()
@@ -174,8 +174,11 @@ def _samples(path: Path) -> Iterator[tuple[str, Members]]:
         yield current, members
 
 
-def _members(path: Path) -> Iterator[tarfile.TarInfo]:
-    """The files of a shard after every check that can be made on its headers."""
+def members_of(path: Path) -> Iterator[tarfile.TarInfo]:
+    """The files of a tar after every check that can be made on its headers.
+
+    DataError for one that is damaged, compressed, or holds links or names that lead outside.
+    """
     try:
         total = path.stat().st_size
         with tarfile.open(path, "r:") as shard:
@@ -185,7 +188,7 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
                     yield member
             end = shard.offset
         # A damaged header in the middle also ends the walk; at a true end there are only zeros.
-        if _read(path, end, min(tarfile.BLOCKSIZE, total - end)).strip(bytes(1)):
+        if read_at(path, end, min(tarfile.BLOCKSIZE, total - end)).strip(bytes(1)):
             raise DataError(f"{str(path)!r} is damaged at byte {end}; write or fetch it again")
     except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError) as problem:
         raise DataError(
@@ -214,7 +217,7 @@ def _row(path: Path, members: Members) -> tuple[int, int, int, int, bool, int]:
     caption, is_json = members.get("txt"), False
     if caption is None and "json" in members:
         content = members["json"]
-        text = decode_text(_read(path, content.offset_data, content.size), repr(content.name))
+        text = decode_text(read_at(path, content.offset_data, content.size), repr(content.name))
         if _json_caption(text, f"{path}/{content.name}") is not None:
             caption, is_json = content, True
     place = (caption.offset_data, caption.size) if caption else (ABSENT, 0)
@@ -223,7 +226,7 @@ def _row(path: Path, members: Members) -> tuple[int, int, int, int, bool, int]:
 
 
 def _label(path: Path, member: tarfile.TarInfo) -> int:
-    content = _read(path, member.offset_data, min(member.size, 32)).strip()
+    content = read_at(path, member.offset_data, min(member.size, 32)).strip()
     if not content.isdigit() or int(content) >= MOST_CLASSES:
         raise DataError(
             f"{path}/{member.name}: {content!r} is not the number of a class; correct it"
@@ -242,7 +245,8 @@ def _json_caption(text: str, where: str) -> object:
     return row.get("caption", row.get("text"))
 
 
-def _read(path: Path, start: int, length: int) -> bytes:
+def read_at(path: Path, start: int, length: int) -> bytes:
+    """Bytes `start` .. `start + length` of a file; DataError where they are not there."""
     try:
         with path.open("rb") as file:
             file.seek(start)

@@ -145,7 +145,7 @@ def load(row: EncoderRow, kind: str, path: str, unused: Collection[str] = ()) ->
     wanted = path or row.hub
     source = hub.locate(wanted, "", "config.json", field=FIELD, what=what, gated=row.gated)
     try:
-        with _quiet():
+        with quiet():
             # No weights but safetensors are read: others are pickles. For a repository that has
             # others only, transformers asks the hub for its own conversion.
             network, found = model.from_pretrained(
@@ -256,7 +256,7 @@ def _check_weights(found: Any, kind: str, model: str, unused: tuple[str, ...]) -
 
 
 @contextlib.contextmanager
-def _quiet() -> Generator[None, None, None]:
+def quiet() -> Generator[None, None, None]:
     """transformers logs a report of what `_check_weights` reads; one message is enough."""
     logger = logging.getLogger("transformers")
     level = logger.level

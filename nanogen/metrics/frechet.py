@@ -11,7 +11,6 @@ and the number of samples. All three stand in the facts of the score.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
@@ -20,43 +19,9 @@ from torch import Tensor
 
 from nanogen.errors import MetricError
 from nanogen.metrics.base import Metric, Observation, Score
-from nanogen.metrics.reference import kept, real_features, reference_facts
+from nanogen.metrics.gaussian import Gaussian, accumulate
+from nanogen.metrics.reference import cached_gaussian, kept, load_encoder, real_features
 from nanogen.registry import register
-
-
-@dataclass(frozen=True, eq=False)
-class Gaussian:
-    """Mean and covariance of n feature vectors, in float64 on the CPU."""
-
-    mean: Tensor
-    """[d]"""
-    covariance: Tensor
-    """[d, d], unbiased (divided by n - 1)"""
-    n: int
-
-    @classmethod
-    def of(cls, features: Tensor) -> Gaussian:
-        """The Gaussian of features [n, d]."""
-        features = features.to("cpu", torch.float64)
-        return cls.from_sums(len(features), features.sum(0), features.T @ features)
-
-    @classmethod
-    def from_sums(cls, n: int, total: Tensor, outer: Tensor) -> Gaussian:
-        """From sum x [d] and sum x x^T [d, d] over n >= 2 vectors, both float64.
-
-        Float64 is what makes the one-pass formula safe: with float32 features far from zero the
-        difference below would lose all its digits.
-        """
-        if n < 2:
-            raise MetricError(f"a covariance needs at least 2 samples, has {n}; draw more samples")
-        mean = total / n
-        return cls(mean, (outer - n * torch.outer(mean, mean)) / (n - 1), n)
-
-    @cached_property
-    def root(self) -> Tensor:
-        """[d, d]: the symmetric square root of the covariance."""
-        values, vectors = torch.linalg.eigh(self.covariance)
-        return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
 def frechet_distance(generated: Gaussian, reference: Gaussian) -> float:
@@ -64,8 +29,13 @@ def frechet_distance(generated: Gaussian, reference: Gaussian) -> float:
 
     The last trace is computed as the sum of the roots of the eigenvalues of R^(1/2) S R^(1/2),
     which has those of S R but is symmetric: real by construction, unlike a general matrix square
-    root.
+    root. Nothing is added to a diagonal. MetricError where the two are of different features.
     """
+    if generated.mean.shape != reference.mean.shape:
+        raise MetricError(
+            f"the samples have {len(generated.mean)} features and the reference has "
+            f"{len(reference.mean)}; choose a reference that was made with the same network"
+        )
     product = reference.root @ generated.covariance @ reference.root
     values = torch.linalg.eigvalsh((product + product.T) / 2)
     overlap = values.clamp(min=0).sqrt().sum()
@@ -80,49 +50,48 @@ def expected_distance(reference: Gaussian, n: int) -> float:
     A Fréchet distance is biased upwards at small n. With eigenvalues w of the covariance R, the
     mean adds tr R / n and the covariance adds the second-order term of the trace formula under
     Wishart noise, `1/n * sum_ij w_i w_j (1 + [i = j]) / (2 (w_i + w_j))`; for R = I_d that is d/n
-    + d(d+1)/(4n). The m images behind the reference add as much with m in place of n.
+    + d(d+1)/(4n). The m images behind the reference add as much with m in place of n, unless m is
+    not known.
     """
-    w = torch.linalg.eigvalsh(reference.covariance).clamp(min=0)
+    w = reference.spectrum.values
     pairs = torch.outer(w, w) / (2 * (w[:, None] + w[None, :])).clamp(min=torch.finfo(w.dtype).tiny)
     bias = (w.sum() + pairs.sum() + pairs.diagonal().sum()).item()
-    return bias * (1 / n + 1 / reference.n)
+    return bias * (1 / n + (1 / reference.n if reference.n else 0))
 
 
 class FrechetDistance(Metric):
-    """Subclass with a registered encoder and one of its outputs; override `reference` if stored."""
+    """Subclass with a registered encoder and one of its outputs; override `reference` and
+    `described` together for another reference.
+    """
 
     network: ClassVar[str]
     feature: ClassVar[str] = "pool"
-    reference_name: ClassVar[str] = "train split"
 
     @cached_property
     def reference(self) -> Gaussian:
-        """The Gaussian of all real training images."""
-        return kept(self, self._fit)
+        """The Gaussian of all real training images, as they are stored."""
+        return cached_gaussian(self.context, self.network, self.feature, "train")
 
-    def _fit(self) -> Gaussian:
-        n, total, outer = 0, torch.tensor(0.0), torch.tensor(0.0)
-        for batch in real_features(self.context, self.network, "train"):
-            real = batch.features[self.feature].to("cpu", torch.float64)
-            n, total, outer = n + len(real), total + real.sum(0), outer + real.T @ real
-        return Gaussian.from_sums(n, total, outer)
+    def described(self) -> dict[str, str | int]:
+        """What samples are compared with, as facts of the score."""
+        return {
+            "reference": "train split",
+            "reference_hash": self.context.source.fingerprint,
+            "reference_images": self.reference.n,
+        }
 
     def update(self, seen: Observation) -> None:
-        features = seen.features(self.network)[self.feature].to("cpu", torch.float64)
-        self.add("n", torch.tensor(len(features)))
-        self.add("total", features.sum(0))
-        self.add("outer", features.T @ features)
+        accumulate(self.sums, seen.features(self.network)[self.feature])
 
     def compute(self, sums: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> dict[str, Score]:
         n = int(sums["n"])
-        generated = Gaussian.from_sums(n, sums["total"], sums["outer"])
+        value = frechet_distance(Gaussian.of_sums(sums), self.reference)
         facts = {
-            **reference_facts(self.context, self.network),
-            "reference": self.reference_name,
-            "reference_images": self.reference.n,
+            "network": self.network,
+            "network_hash": load_encoder(self.network, self.context.device).fingerprint,
+            **self.described(),
             "expected_of_real_images": expected_distance(self.reference, n),
         }
-        value = frechet_distance(generated, self.reference)
         # Resampling images would bias the distance itself: one evaluation has no honest error.
         return {self.name: Score(value, None, n, higher_is_better=False, facts=facts)}
 
@@ -141,3 +110,14 @@ class FdAnimals(FrechetDistance):
     task = "class_conditional"
     minimum = 256
     network = "animals-cnn"
+
+    @cached_property
+    def reference(self) -> Gaussian:
+        """The Gaussian of all training images as a training draws them, mirrored or not."""
+        return kept(self, self._fit)
+
+    def _fit(self) -> Gaussian:
+        sums: dict[str, Tensor] = {}
+        for batch in real_features(self.context, self.network, "train"):
+            accumulate(sums, batch.features[self.feature])
+        return Gaussian.of_sums(sums)

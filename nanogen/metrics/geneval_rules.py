@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, TypeVar
 
 Box: TypeAlias = tuple[float, float, float, float]
 RELATIONS = ("left of", "right of", "above", "below")
@@ -88,13 +88,14 @@ class Verdict:
 
 
 GENEVAL = Rules()
-ColourOf: TypeAlias = Callable[[Detection], str]
+Found = TypeVar("Found", bound=Detection)
+"""a detection, with whatever else it takes to read its colour"""
 
 
 def judge(
-    detections: Sequence[Detection],
+    detections: Sequence[Found],
     wanted: WantedScene,
-    colour_of: ColourOf,
+    colour_of: Callable[[Found], str],
     rules: Rules = GENEVAL,
 ) -> Verdict:
     """Judge one image.
@@ -107,7 +108,7 @@ def judge(
     threshold = rules.counting_threshold if wanted.tag == "counting" else rules.threshold
     found = by_class(detections, threshold, rules.most_per_class)
     reasons: list[str] = []
-    first: list[Detection] | None = None
+    first: list[Found] | None = None
     for index, one in enumerate(wanted.include):
         group = found.get(one.name, [])[: one.count]
         reason = _failure(group, one, first, colour_of)
@@ -122,12 +123,10 @@ def judge(
     return Verdict(not reasons, "; ".join(reasons))
 
 
-def by_class(
-    detections: Sequence[Detection], threshold: float, most: int
-) -> dict[str, list[Detection]]:
+def by_class(detections: Sequence[Found], threshold: float, most: int) -> dict[str, list[Found]]:
     """Detections with a score strictly above `threshold`, the `most` best of each class, best
     first."""
-    found: dict[str, list[Detection]] = {}
+    found: dict[str, list[Found]] = {}
     for detection in sorted(detections, key=lambda one: -one.score):
         group = found.setdefault(detection.name, [])
         if detection.score > threshold and len(group) < most:
@@ -156,10 +155,10 @@ def relations(a: Box, b: Box, tolerance: float = 0.1) -> frozenset[str]:
 
 
 def _failure(
-    group: list[Detection],
+    group: list[Found],
     wanted: WantedObject,
-    first: list[Detection] | None,
-    colour_of: ColourOf,
+    first: list[Found] | None,
+    colour_of: Callable[[Found], str],
 ) -> str:
     """Why a group is not what is wanted, or "" when it is. Colour is read only of groups that are
     complete."""

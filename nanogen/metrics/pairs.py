@@ -24,12 +24,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from nanogen.encoders.inception import NAME as INCEPTION
+from nanogen.encoders.inception import WEIGHTS
 from nanogen.encoders.lpips import open_lpips
 from nanogen.metrics.base import Score
-from nanogen.metrics.frechet import Gaussian, frechet_distance
+from nanogen.metrics.frechet import frechet_distance
+from nanogen.metrics.gaussian import Gaussian, accumulate
 from nanogen.metrics.reference import load_encoder
 from nanogen.metrics.similarity import psnr, ssim
 from nanogen.registry import register
+from nanogen.store import find
 
 
 @dataclass(frozen=True)
@@ -160,25 +164,19 @@ class ReconstructionFrechet(PairMetric):
 
     @torch.no_grad()
     def update(self, images: Tensor, others: Tensor) -> None:
-        self.add("n", torch.tensor(len(images)))
         for side, given in (("images", images), ("others", others)):
-            features = self.extracted(given).to("cpu", torch.float64)
-            self.add(f"{side} total", features.sum(0))
-            self.add(f"{side} outer", features.T @ features)
+            accumulate(self.sums, self.extracted(given), f"{side} ")
 
     def compute(self, sums: Mapping[str, Tensor]) -> Score:
-        n = int(sums["n"])
-        images, others = (
-            Gaussian.from_sums(n, sums[f"{side} total"], sums[f"{side} outer"])
-            for side in ("images", "others")
-        )
+        images, others = (Gaussian.of_sums(sums, f"{side} ") for side in ("images", "others"))
         facts = {
             "network": self.network,
             "network_hash": load_encoder(self.network, self.context.device).fingerprint,
             "reference": "the originals",
         }
         # Resampling images would bias the distance itself: one evaluation has no honest error.
-        return Score(frechet_distance(others, images), None, n, self.higher_is_better, facts)
+        value = frechet_distance(others, images)
+        return Score(value, None, images.n, self.higher_is_better, facts)
 
 
 @register(
@@ -193,3 +191,25 @@ class RfdAnimals(ReconstructionFrechet):
     version = 1
     minimum = 256
     network = "animals-cnn"
+
+
+@register(
+    "reconstruction",
+    "rfid",
+    summary="FID of the reconstructions from their own originals",
+    needs="nanogen prepare inception-2015",
+)
+class Rfid(ReconstructionFrechet):
+    """On the 2,048 pooled features of `inception-2015`, without any stored statistics; published of
+    the 50,000 validation images of ImageNet at 256 px.
+    """
+
+    name = "rfid"
+    version = 1
+    minimum = 2 * 2048
+    network = INCEPTION
+
+    def __init__(self, context: PairContext) -> None:
+        """ConfigError where the network is not in the store."""
+        super().__init__(context)
+        find(WEIGHTS)

@@ -1,0 +1,159 @@
+"""FID and sFID: Fréchet distances on the Inception of 2015, against a named reference.
+
+    nanogen eval RUN --metrics fid                          against JiT's statistics of ImageNet 256
+    nanogen eval RUN --metrics fid50k[reference=adm-in256]  of exactly 50,000 samples
+    nanogen eval RUN --metrics fid[reference=data]          against the run's own training images
+    nanogen eval RUN --metrics fid[reference=my-photos]     made by nanogen prepare stats
+
+FID is Heusel et al. 2017 (arXiv 1706.08500), sFID Nash et al. 2021 (arXiv 2103.03841) with the
+features that the evaluation of ADM reads. References of the same images differ by up to a fifth of
+a good FID: which file it was stands in the facts of each score with its hash, and so does n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+
+from nanogen.encoders.inception import NAME, WEIGHTS, fingerprint
+from nanogen.errors import MetricError
+from nanogen.metrics.base import Context, Option
+from nanogen.metrics.frechet import FrechetDistance
+from nanogen.metrics.gaussian import Gaussian
+from nanogen.metrics.reference import with_spectrum
+from nanogen.metrics.statistics_file import (
+    ADM_IN256,
+    DATA,
+    JIT_IN256,
+    PUBLISHED,
+    Statistics,
+    located,
+)
+from nanogen.registry import register
+from nanogen.store import Prepared, find
+
+PUBLISHED_SAMPLES = 50_000
+
+
+def reference_option(default: str) -> Option:
+    """The option that names the reference."""
+    return Option(
+        f"{' or '.join(PUBLISHED)}, {DATA} for the training images of the run's data, or the name "
+        "of statistics that nanogen prepare stats made",
+        default,
+    )
+
+
+class InceptionDistance(FrechetDistance):
+    """Subclass with one of the network's outputs, and the default of the reference."""
+
+    version = 1
+    task = "any"
+    network = NAME
+    assets = (WEIGHTS, JIT_IN256, ADM_IN256)
+
+    def __init__(self, context: Context, chosen: Mapping[str, str] | None = None) -> None:
+        super().__init__(context, chosen)
+        published = PUBLISHED.get(self.chosen["reference"])
+        self.assets = (WEIGHTS, published) if published else (WEIGHTS,)
+
+    def check(self, samples: int) -> None:
+        """Besides: MetricError where the reference is of another network, or there are no training
+        images to be one.
+        """
+        super().check(samples)
+        if self.chosen["reference"] == DATA:
+            if not self.context.source.count("train"):
+                raise MetricError(
+                    f"{self.title}: the data set has no train split; choose another reference"
+                )
+            return
+        self.published.gaussian(self.feature)
+        made_with = self.published.network_hash
+        if made_with and made_with != fingerprint(find(WEIGHTS)):
+            raise MetricError(
+                f"{self.title}: its reference was made with {made_with}, samples are seen by "
+                f"{fingerprint(find(WEIGHTS))}; make it anew with nanogen prepare stats"
+            )
+
+    @cached_property
+    def file(self) -> Prepared:
+        """The file of a reference that is not the data."""
+        return located(self.chosen["reference"])
+
+    @cached_property
+    def published(self) -> Statistics:
+        """What is in it."""
+        return Statistics.load(self.file.path)
+
+    @cached_property
+    def reference(self) -> Gaussian:
+        if self.chosen["reference"] == DATA:
+            return super().reference
+        return with_spectrum(self.published.gaussian(self.feature))
+
+    def described(self) -> dict[str, str | int]:
+        if self.chosen["reference"] == DATA:
+            return super().described()
+        known = {"reference_images": self.reference.n} if self.reference.n else {}
+        return {
+            "reference": self.chosen["reference"],
+            "reference_file": self.file.path.name,
+            "reference_hash": self.file.sha256,
+            **known,
+        }
+
+
+@register(
+    "metric",
+    "fid",
+    summary="Fréchet Inception distance, of as many samples as there are",
+    needs="inception-2015, and statistics such as jit-in256",
+)
+class Fid(InceptionDistance):
+    """On the 2,048 pooled features; at least twice as many samples. Compare values of the same n
+    only: `expected_of_real_images` in the facts says how much of it is due to n.
+    """
+
+    name = "fid"
+    minimum = 2 * 2048
+    options = {"reference": reference_option(JIT_IN256.name)}
+
+
+@register(
+    "metric",
+    "fid50k",
+    summary="FID of exactly 50,000 samples, as it is published",
+    needs="inception-2015, and statistics such as jit-in256",
+)
+class Fid50k(InceptionDistance):
+    """The same on 50,000 samples, no more and no fewer: the number that tables of papers hold."""
+
+    name = "fid50k"
+    minimum = PUBLISHED_SAMPLES
+    options = {"reference": reference_option(JIT_IN256.name)}
+
+    def check(self, samples: int) -> None:
+        if samples > self.minimum:
+            raise MetricError(
+                f"metric {self.title} is of exactly {self.minimum} samples, not {samples}; "
+                "ask for as many, or choose fid, which says its n"
+            )
+        super().check(samples)
+
+
+@register(
+    "metric",
+    "sfid",
+    summary="Fréchet distance on spatial Inception features, as ADM has it",
+    needs="inception-2015, adm-in256",
+)
+class SpatialFid(InceptionDistance):
+    """On seven channels of 17 x 17 places (`mixed_6/conv`), 2,023 features. Of the published
+    references only ADM's has their moments.
+    """
+
+    name = "sfid"
+    feature = "spatial"
+    minimum = 2 * 2023
+    options = {"reference": reference_option(ADM_IN256.name)}
