@@ -58,15 +58,20 @@ def most_probable(classes: np.ndarray) -> list[tuple[float, int, int]]:
 
 
 def bilinear(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Pixel by pixel: between the middles of the old pixels, the border repeated."""
-    out = np.zeros(size)
-    for y, x in np.ndindex(*size):
-        value = 0.0
-        for row, in_row in _neighbours(y, plane.shape[0], size[0]):
-            for column, in_column in _neighbours(x, plane.shape[1], size[1]):
-                value += in_row * in_column * plane[row, column]
-        out[y, x] = value
-    return out
+    """Between the middles of the old pixels, the border repeated."""
+    rows, columns = (_weights(old, new) for old, new in zip(plane.shape, size, strict=True))
+    return rows @ plane.astype(float) @ columns.T
+
+
+def _weights(old: int, new: int) -> np.ndarray:
+    """[new, old]: how much of each old place is in each new one."""
+    weights = np.zeros((new, old))
+    for place in range(new):
+        at = max((place + 0.5) * old / new - 0.5, 0)
+        low = min(int(at), old - 1)
+        weights[place, low] += 1 - (at - low)
+        weights[place, min(low + 1, old - 1)] += at - low
+    return weights
 
 
 def nearest(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -75,10 +80,3 @@ def nearest(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     for y, x in np.ndindex(*size):
         out[y, x] = plane[y * plane.shape[0] // size[0], x * plane.shape[1] // size[1]]
     return out
-
-
-def _neighbours(place: int, old: int, new: int) -> list[tuple[int, float]]:
-    at = max((place + 0.5) * old / new - 0.5, 0)
-    low = min(int(at), old - 1)
-    share = at - low
-    return [(low, 1 - share), (min(low + 1, old - 1), share)]

@@ -164,9 +164,7 @@ def _by_score(records: Sequence[Record], name: str) -> dict[tuple[str, str], Rec
     for one in latest(records):
         other = found.setdefault((one.task, one.metric), one)
         if other is not one:
-            rows = sorted(
-                {f"{r.method} {r.budget} seed {r.training_seed}" for r in (one, other)}
-            )
+            rows = sorted({f"{r.method} {r.budget} seed {r.training_seed}" for r in (one, other)})
             raise DataError(
                 f"{name} holds several results ({', '.join(rows)}); give one run folder"
             )

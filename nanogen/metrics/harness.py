@@ -130,6 +130,7 @@ def _total(metrics: Sequence[Metric], work: Work, context: Context) -> Tallies:
             work.check()
             # Batches may be more than foreseen where sizes differ: the last turn takes the rest.
             for request, images in _next(reading, rest=turn == batches - 1):
+                images = images.to(context.device)
                 _observe(metrics, Observation(images, request, networks))
                 seen.append(request.indices.cpu())
                 work.show(done + sum(map(len, seen)))

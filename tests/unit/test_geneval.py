@@ -38,7 +38,7 @@ FLUX = {
     "color_attr": (193, 400),
 }
 """correct images of FLUX.1-dev, of all images, with the detector of GenEval's own evaluation"""
-COUNT = 36
+COUNT = 18
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,7 +57,7 @@ def context() -> Context:
 
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
-    """Six of each prompt, uint8 [36, 3, 24, 24]: soft blots."""
+    """Three of each prompt, uint8 [18, 3, 24, 24]: soft blots."""
     coarse = torch.rand(COUNT, 3, 4, 4, generator=torch.Generator().manual_seed(1))
     fine = torch.nn.functional.interpolate(coarse, (24, 24), mode="bicubic")
     return (fine.clamp(0, 1) * 255).round().to(torch.uint8)
@@ -76,7 +76,7 @@ def scores(metric: GenEval, images: torch.Tensor, order: torch.Tensor, batch: in
 
 @pytest.fixture(scope="module")
 def plain(context, images):
-    """All scores, of 36 images in one batch."""
+    """All scores, of 18 images in one batch."""
     return scores(GenEval(context), images, torch.arange(COUNT), COUNT)
 
 
@@ -169,7 +169,7 @@ def test_scores_by_tag_and_their_averages(plain):
     assert set(values.flat) == {0.0, 1.0}
     for place, tag in enumerate(TAGS):
         score = plain[f"geneval/{tag}"]
-        assert score.value == values[:, place].mean() and score.n == 6
+        assert score.value == values[:, place].mean() and score.n == 3
         assert score.standard_error is None, "one prompt has no spread"
     assert plain["geneval"].value == pytest.approx(values.mean(0).mean())
     assert plain["geneval/image-mean"].value == pytest.approx(values.mean())
@@ -182,7 +182,7 @@ def test_facts_say_what_a_score_depends_on(plain, context, images):
     assert facts["compat"] == "official" and facts["precision"] == "fp32"
     assert facts["detector_hash"] == store.find(MASK2FORMER).sha256
     assert facts["clip_hash"] == store.find(CLIP_L).sha256
-    assert facts["images_per_prompt"] == 6 and facts["prompts"] == 6
+    assert facts["images_per_prompt"] == 3 and facts["prompts"] == 6
     assert facts["tags"] == ", ".join(TAGS)
     uneven = scores(GenEval(context), images, torch.arange(8), 8)
     assert uneven["geneval"].facts["images_per_prompt"] == "1 to 2"
