@@ -73,6 +73,8 @@ class Arms:
     plain: Callable[[], object]
     shipped: Callable[[], object]
     units: int = 1
+    warm: int = WARM
+    """calls before times are taken; what runs for minutes needs none"""
 
 
 class Disagreement(Exception):
@@ -82,7 +84,7 @@ class Disagreement(Exception):
 def compare(what: str, unit: str, arms: Arms, options: Options, agreement: str) -> Timing:
     """Time both arms in turns; call it once it is certain that they agree."""
     clock, read = _clock(options.device)
-    for _ in range(WARM):
+    for _ in range(arms.warm):
         arms.plain()
         arms.shipped()
     plain, shipped = [], []

@@ -35,6 +35,8 @@ from nanogen.metrics.spaces import SPACES
 from nanogen.store import Asset
 
 WIDTH, DEPTH, HEADS = 32, 2, 2
+SIDE = 32
+"""pixels a side that tiny networks see within metrics: 3 x 3 patches of 14"""
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,13 @@ def shrink_networks(patch: pytest.MonkeyPatch) -> None:
 
 
 def shrink(patch: pytest.MonkeyPatch, inception: int = tiny_inception.POOL) -> None:
-    """Make the networks tiny, and the metrics content with their features and few samples.
+    """Make the networks tiny and fast, and the metrics content with their features and few samples.
 
     `inception`: features of whatever stands in for Inception.
     """
     shrink_networks(patch)
+    for tiny in TINY:
+        patch.setattr(tiny.network, "side", SIDE)
     spaces = {
         key: replace(space, features=inception if key == "inception" else WIDTH)
         for key, space in SPACES.items()

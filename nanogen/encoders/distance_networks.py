@@ -56,7 +56,7 @@ class DistanceNetwork(nn.Module):
     std: ClassVar[Colour]
     unused: ClassVar[tuple[str, ...]] = ()
     """beginnings of the names of tensors that no feature needs"""
-    half: ClassVar[bool] = True
+    bf16: ClassVar[bool] = True
     """whether published evaluations run the blocks in bfloat16"""
     classes: ClassVar[tuple[str, ...]] = ()
 
@@ -89,7 +89,7 @@ class DistanceNetwork(nn.Module):
     def _halved(self) -> bool:
         # No choice of the user: rounding adds to a distance unless both sides have it, and the
         # published side was measured on CUDA so.
-        return self.half and next(self.body.parameters()).device.type == "cuda"
+        return self.bf16 and next(self.body.parameters()).device.type == "cuda"
 
     def train(self, mode: bool = True) -> Self:
         return super().train(False)
@@ -164,7 +164,7 @@ class ConvNextV2Base(DistanceNetwork):
     side = 224
     mean, std = IMAGENET_MEAN, IMAGENET_STD
     unused = ("head.",)
-    half = False
+    bf16 = False
 
 
 @register(

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 EPSILON = 1e-6
 """of every LayerNorm, and of the mean that responses are divided by"""
@@ -105,7 +104,5 @@ class PlaceNorm(nn.LayerNorm):
     def __init__(self, width: int) -> None:
         super().__init__(width, eps=EPSILON)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.permute(0, 2, 3, 1)
-        x = functional.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
-        return x.permute(0, 3, 1, 2)
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

@@ -1,7 +1,8 @@
 """The detector of GenEval: Mask2Former with a small Swin Transformer, for the 80 classes of COCO.
 
     detector = Mask2Former(find(MASK2FORMER).path, torch.device("cuda"), "fp32", OFFICIAL)
-    detector.detect(images)          # uint8 [B, 3, H, W] -> the instances of each image
+    for found in detector.detect(images):        # uint8 [B, 3, H, W]
+        ...                                      # the instances of one image
 
 Cheng et al. 2022 (arXiv 2112.01527). The network is that of transformers; what is done to images
 before it (exactly as transformers does) and to its outputs (not as transformers does: its own
@@ -90,15 +91,15 @@ class Mask2Former:
         )
 
     @torch.no_grad()
-    def detect(self, images: Tensor) -> list[list[Instance]]:
-        """The instances of each image, uint8 [B, 3, H, W] on any device."""
+    def detect(self, images: Tensor) -> Iterator[list[Instance]]:
+        """The instances of each image, uint8 [B, 3, H, W] on any device: one image after the other,
+        as masks are large.
+        """
         height, width = images.shape[-2:]
         network = fed_size(height, width, self.shortest, self.longest)
         sizes = Sizes(network, (height, width))
-        return [
-            instances(classes, masks, sizes, NAMES, self.compat)
-            for classes, masks in self._logits(images, network)
-        ]
+        for classes, masks in self._logits(images, network):
+            yield instances(classes, masks, sizes, NAMES, self.compat)
 
     def _logits(self, images: Tensor, size: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:
         """For each image the logits of classes [Q, K + 1] and of masks [Q, h, w]."""

@@ -240,14 +240,14 @@ def test_half_precision_is_of_the_blocks_alone(name: str, monkeypatch: pytest.Mo
     tiny = named(name)
     network = opened(tiny)
     exact = network(images())["pool"]
-    monkeypatch.setattr(DistanceNetwork, "_halved", property(lambda self: self.half))
+    monkeypatch.setattr(DistanceNetwork, "_halved", property(lambda self: self.bf16))
     pooled: list[Tensor] = []
     whole = network.body.pooled
     monkeypatch.setattr(
         network.body, "pooled", lambda tokens: pooled.append(tokens) or whole(tokens)
     )
     found = network(images())["pool"]
-    assert network.fingerprint.endswith("/bf16") == network.half
+    assert network.fingerprint.endswith("/bf16") == network.bf16
     assert found.dtype == pooled[0].dtype == torch.float32
     if isinstance(tiny.shape, timm_convnext.Shape):
         assert torch.equal(found, exact)

@@ -109,9 +109,10 @@ def same(found, expected) -> bool:
 def test_neither_batches_nor_neighbours_change_a_bit(folder, small):
     images = pictures(5)
     opened = Mask2Former(folder, CPU, "fp32", OFFICIAL)
-    together = opened.detect(images)
+    together = list(opened.detect(images))
     for image, expected in zip(images, together, strict=True):
-        assert same(opened.detect(image[None])[0], expected)
+        assert same(next(opened.detect(image[None])), expected)
+        assert expected and not any(one.mask.requires_grad for one in expected)
         for one in expected:
             assert 0 <= one.box[0] < one.box[2] <= 40 and 0 <= one.box[1] < one.box[3] <= 40
 
@@ -120,7 +121,7 @@ def test_several_images_at_once_find_the_same(folder, small):
     """As on a GPU: the last part is filled up with an image that is there already."""
     images = pictures(5)
     opened = Mask2Former(folder, CPU, "fp32", OFFICIAL)
-    alone = opened.detect(images)
+    alone = list(opened.detect(images))
     opened.at_once = 3
     for found, expected in zip(opened.detect(images), alone, strict=True):
         assert [one.name for one in found] == [one.name for one in expected]
@@ -129,8 +130,8 @@ def test_several_images_at_once_find_the_same(folder, small):
 
 def test_half_precision_sees_nearly_the_same(folder, small):
     images = pictures(4)
-    half = Mask2Former(folder, CPU, "bf16", OFFICIAL).detect(images)
-    full = Mask2Former(folder, CPU, "fp32", OFFICIAL).detect(images)
+    half = list(Mask2Former(folder, CPU, "bf16", OFFICIAL).detect(images))
+    full = list(Mask2Former(folder, CPU, "fp32", OFFICIAL).detect(images))
     surest = [max(one.score for one in found) for found in full]
     assert [max(one.score for one in found) for found in half] == pytest.approx(surest, abs=0.1)
     assert [one.score for one in half[0]] != [one.score for one in full[0]]
