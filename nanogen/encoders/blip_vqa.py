@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from nanogen import hub
+from nanogen.encoders.pillow_resize import BICUBIC, resize
 from nanogen.encoders.preprocess import CLIP_MEAN, CLIP_STD
 from nanogen.encoders.wordpiece import WordPiece
 from nanogen.errors import ConfigError, MissingExtra
 from nanogen.frozen import frozen
-from nanogen.metrics.pillow_resize import BICUBIC, resize
 
 CONFIG, PREPROCESSOR, VOCABULARY = "config.json", "preprocessor_config.json", "vocab.txt"
 FILES = (CONFIG, PREPROCESSOR, VOCABULARY, "model.safetensors")

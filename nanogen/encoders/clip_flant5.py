@@ -27,11 +27,11 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from nanogen.encoders.pillow_resize import BICUBIC, resize
 from nanogen.encoders.preprocess import CLIP_MEAN, CLIP_STD
 from nanogen.encoders.shards import fill_from, shards_of
 from nanogen.errors import ConfigError, MissingExtra
 from nanogen.frozen import frozen
-from nanogen.metrics.pillow_resize import BICUBIC, resize
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives "

@@ -15,7 +15,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-from nanogen.metrics.pillow_resize import BICUBIC, resize
+from nanogen.encoders.pillow_resize import BICUBIC, resize
 
 
 def crop_square(images: Tensor, side: int, *, torchvision: bool = False) -> Tensor:

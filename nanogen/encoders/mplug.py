@@ -27,12 +27,12 @@ from torch import Tensor
 from nanogen.encoders.mplug_decoding import Rules, beam_search
 from nanogen.encoders.mplug_layers import BertShape
 from nanogen.encoders.mplug_network import MplugNetwork, MplugShape, Recalled
+from nanogen.encoders.pillow_resize import BICUBIC, resize
 from nanogen.encoders.preprocess import CLIP_MEAN, CLIP_STD
 from nanogen.encoders.weights import fill, read_tensors
 from nanogen.encoders.wordpiece import WordPiece
 from nanogen.errors import ConfigError
 from nanogen.frozen import frozen
-from nanogen.metrics.pillow_resize import BICUBIC, resize
 
 CONFIG, WEIGHTS, VOCABULARY = "config.yaml", "pytorch_model.bin", "vocab.txt"
 FILES = (CONFIG, "config_bert.json", VOCABULARY, WEIGHTS)

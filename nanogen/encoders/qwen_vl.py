@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from nanogen import hub
+from nanogen.encoders.pillow_resize import BICUBIC, resize
 from nanogen.errors import ConfigError, MissingExtra
 from nanogen.frozen import frozen
-from nanogen.metrics.pillow_resize import BICUBIC, resize
 
 ANSWER = "Yes"
 TEMPLATES = ("chat_template.jinja", "chat_template.json")

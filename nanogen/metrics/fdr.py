@@ -156,7 +156,7 @@ def _ratio(space: Space) -> type[FrechetRatio]:
     return register(
         "metric",
         Ratio.name,
-        summary=f"Fréchet distance on {space.network}, {space.constant:.2f} for real images, as 1",
+        summary=f"Fréchet distance on {space.network} over {space.constant:.2f}: 1 for real images",
         licence=space.weights.licence,
         needs=f"{space.weights.name}, {space.statistics.name}",
     )(Ratio)

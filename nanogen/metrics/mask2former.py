@@ -25,11 +25,11 @@ from torch import Tensor
 
 from nanogen import hub
 from nanogen.encoders.huggingface import quiet
+from nanogen.encoders.pillow_resize import BILINEAR, resize
 from nanogen.encoders.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from nanogen.errors import ConfigError, MissingExtra
 from nanogen.frozen import frozen
 from nanogen.metrics.instances import Compat, Instance, Sizes, instances
-from nanogen.metrics.pillow_resize import BILINEAR, resize
 from nanogen.prompts.geneval import NAMES
 from nanogen.store import Asset
 

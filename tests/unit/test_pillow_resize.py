@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nanogen.metrics.pillow_resize import BICUBIC, BILINEAR, resize
+from nanogen.encoders.pillow_resize import BICUBIC, BILINEAR, resize
 
 FILTERS = [(BILINEAR, Image.Resampling.BILINEAR), (BICUBIC, Image.Resampling.BICUBIC)]
 both = pytest.mark.parametrize(("own", "pillow"), FILTERS, ids=["bilinear", "bicubic"])
