@@ -16,6 +16,9 @@ import math
 import torch
 from torch import Tensor
 
+SEEDS = 2**63
+"""seeds below it fit into the 64-bit integers that carry them"""
+
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _MASK = 0xFFFFFFFF

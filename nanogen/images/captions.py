@@ -29,9 +29,10 @@ from nanogen.data.table import FILE, TABLES, Row, rows, value
 from nanogen.errors import DataError
 from nanogen.images.members import Members
 from nanogen.images.order import natural
-from nanogen.sampling.draw import SAMPLES
 from nanogen.types import Request
 
+SAMPLES = "samples.json"
+"""what `nanogen sample` writes beside its images"""
 TEXT = ("text", "caption", "prompt")
 LABEL = ("label", "class")
 GENEVAL = "samples"

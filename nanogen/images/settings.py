@@ -9,7 +9,7 @@ import chz
 import torch
 
 from nanogen.errors import ConfigError
-from nanogen.sampling.draw import LARGEST
+from nanogen.rng import SEEDS
 
 
 @chz.chz
@@ -44,7 +44,7 @@ class PipelineConfig:
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
                 raise ConfigError(f"pipeline.{name}={value}: must be finite")
-        if not 0 <= self.seed < LARGEST:
+        if not 0 <= self.seed < SEEDS:
             raise ConfigError(f"pipeline.seed={self.seed}: must lie in [0, 2^63)")
 
     def precision(self, device: torch.device) -> torch.dtype:

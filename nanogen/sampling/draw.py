@@ -17,14 +17,13 @@ from torch import Tensor
 from nanogen import config
 from nanogen.errors import ConfigError, DataError, suggest
 from nanogen.files import whole_file, writable_folder, write_text
+from nanogen.images.captions import SAMPLES
+from nanogen.rng import SEEDS
 from nanogen.run import Parts
 from nanogen.sampling.grid import grid, picture
 from nanogen.types import Request
 
-SAMPLES = "samples.json"
 MOST_SEEDS = 100_000
-LARGEST = 2**63
-"""seeds below fit into the 64-bit integers that carry them"""
 GRID, COLUMNS = 200, 16
 """most samples of a grid, and most beside each other"""
 
@@ -140,7 +139,7 @@ def numbers(text: str, option: str) -> list[int]:
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first or last - first >= MOST_SEEDS:
             raise ConfigError(f"{option} {text!r}: the range {first}-{last} is empty or too long")
-        if last >= LARGEST:
+        if last >= SEEDS:
             raise ConfigError(f"{option} {text!r}: {last} is too large; stay below 2^63")
         found += range(first, last + 1)
     return found

@@ -7,6 +7,7 @@ from typing import Literal, TypeVar
 import chz
 
 from nanogen.errors import ConfigError
+from nanogen.rng import SEEDS
 from nanogen.train.power_ema import WIDEST
 
 
@@ -142,5 +143,5 @@ def check_name_and_seed(name: str, seed: int) -> None:
     """
     if any(part in ("", ".", "..") for part in name.split("/")):
         raise ConfigError(f"name={name!r}: write words, with / between them")
-    if not 0 <= seed < 2**63:
+    if not 0 <= seed < SEEDS:
         raise ConfigError(f"seed={seed}: must lie in [0, 2^63)")
