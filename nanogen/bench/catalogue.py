@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from nanogen import recipes, registry
@@ -36,10 +37,11 @@ def table(title: str, kind: str) -> Table:
 
 
 def _needs(entry: registry.Entry) -> str:
-    if entry.needs:
-        return entry.needs
-    assets = getattr(entry.target, "assets", ()) or getattr(entry.target, "prompts", "")
-    return f"nanogen prepare {entry.name}" if assets else "nothing"
+    """What must be installed or given; assets by the one command that prepares them all."""
+    if not getattr(entry.target, "assets", ()):
+        return entry.needs or "nothing"
+    package = re.search(r"pip install '\S+'", entry.needs)
+    return ", ".join(([package[0]] if package else []) + [f"nanogen prepare {entry.name}"])
 
 
 def _encoders(title: str) -> Table:

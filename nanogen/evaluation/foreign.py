@@ -162,6 +162,7 @@ class DrawnByPipeline:
     pipeline: Pipeline
     texts: tuple[str, ...]
     settings: Foreign
+    rereads: bool = False
 
     @property
     def kind(self) -> str:

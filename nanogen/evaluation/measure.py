@@ -21,6 +21,7 @@ from nanogen.metrics import harness
 from nanogen.metrics.base import Context, Metric
 from nanogen.metrics.blocks import Kept
 from nanogen.metrics.harness import Measured, Scores, Work
+from nanogen.metrics.prompted import PromptedMetric
 from nanogen.progress import Display
 
 KEPT = ".blocks"
@@ -85,10 +86,16 @@ def evaluate(subject: Subject, plan: Plan) -> list[Record]:
 
 
 def _scores(subject: Subject, plan: Plan, kept: list[Kept]) -> Scores:
-    """Metrics of one set of prompts are measured on the same images, in one pass."""
+    """Metrics of one set of prompts are measured on the same images, in one pass; but where images
+    can be had again for nothing, each scoring model is alone in memory.
+    """
+
+    def passes(metric: Metric) -> tuple[str, str]:
+        scores_alone = subject.rereads and isinstance(metric, PromptedMetric) and metric.assets
+        return metric.prompts, metric.title if scores_alone else ""
+
     scores: Scores = {}
-    by_prompts = sorted(plan.chosen(), key=lambda metric: metric.prompts)
-    for prompts, group in groupby(by_prompts, key=lambda metric: metric.prompts):
+    for (prompts, _), group in groupby(sorted(plan.chosen(), key=passes), key=passes):
         metrics = list(group)
         blocks = Kept(plan.out / KEPT / _digest(subject, metrics))
         kept.append(blocks)

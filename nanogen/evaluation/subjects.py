@@ -41,6 +41,11 @@ class Subject(Protocol):
         ...
 
     @property
+    def rereads(self) -> bool:
+        """Whether images can be read once more for next to nothing."""
+        ...
+
+    @property
     def identity(self) -> Mapping[str, Plain]:
         """Everything that decides an image."""
         ...
@@ -87,6 +92,7 @@ class DrawnByRun:
     repeat: int = 0
     stay: bool = False
     """whether the text encoder stays on the device once the prompts are encoded"""
+    rereads: bool = False
     encoded: dict[str, Conditioner] = field(default_factory=dict)
     """what stands in for the text encoder, by set of prompts"""
 
@@ -165,6 +171,7 @@ class Given:
     images: Images
     kind: str = "any"
     batch: int = 100
+    rereads: bool = True
 
     @property
     def identity(self) -> Mapping[str, Plain]:
