@@ -11,7 +11,7 @@ from pathlib import Path
 from nanogen.bench import outcomes, record
 from nanogen.bench.leaderboard import latest
 from nanogen.bench.paired import Paired, paired
-from nanogen.bench.record import Record
+from nanogen.bench.record import Record, file_name
 from nanogen.bench.statistics import NORMAL_95, Interval
 from nanogen.bench.table import Cell, Column, Table
 from nanogen.errors import DataError
@@ -98,9 +98,23 @@ class Side:
     name: str
     records: Sequence[Record]
     folder: Path | None = None
+    known: Mapping[str, Outcomes | None] = dataclasses.field(default_factory=dict)
+    """outcomes that were read already, by the name of their record"""
 
     def outcomes(self, record: Record) -> Outcomes | None:
-        return None if self.folder is None else outcomes.read(self.folder, record)
+        name = file_name(record)
+        if name in self.known or self.folder is None:
+            return self.known.get(name)
+        return outcomes.read(self.folder, record)
+
+    def now(self) -> Side:
+        """The same with all that is to be compared in memory, whatever is written there later.
+        DataError where it cannot be compared with anything.
+        """
+        chosen = _by_score(self.records, self.name).values()
+        return dataclasses.replace(
+            self, known={file_name(one): self.outcomes(one) for one in chosen}
+        )
 
 
 def side(path: Path) -> Side:
@@ -142,7 +156,7 @@ def _paired(
     found = one.outcomes(first), other.outcomes(second)
     if found[0] is None or found[1] is None:
         return None
-    return paired(found[0], found[1], first.value)
+    return paired(found[0], found[1], first.value, second.value)
 
 
 def conditions(record: Record) -> dict[str, object]:

@@ -30,10 +30,12 @@ class Paired:
     prompts: int
 
 
-def paired(first: Outcomes, second: Outcomes, value: float) -> Paired | None:
+def paired(
+    first: Outcomes, second: Outcomes, value: float, other: float | None = None
+) -> Paired | None:
     """The paired difference of a score; `value` is that of the first, which tells whether the
-    score is a mean over images or over kinds of prompt. None where the prompts are not the same, or
-    the score is neither mean.
+    score is a mean over images or over kinds of prompt, and `other` that of the second. None where
+    the prompts are not the same, the score is neither mean, or the second is not the same mean.
     """
     sides = _by_prompt(first), _by_prompt(second)
     if sides[0].keys() != sides[1].keys() or len(sides[0]) < 2:
@@ -52,6 +54,8 @@ def paired(first: Outcomes, second: Outcomes, value: float) -> Paired | None:
         again = (drawn @ values.T) / (drawn @ counts.T)
         amount += weight * float(means[1] - means[0])
         resampled += weight * (again[:, 1] - again[:, 0])
+    if other is not None and abs(value + amount - other) > SAME:
+        return None
     low, high = np.percentile(resampled, PERCENTILES)
     return Paired(amount, Interval(float(low), float(high)), len(sides[0]))
 

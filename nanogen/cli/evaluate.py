@@ -50,7 +50,13 @@ def main(
     one_of({"a run folder": run, "--images": images, "--pipeline": pipeline})
     if prompts is not None and pipeline is None:
         raise ConfigError("--prompts has no effect without --pipeline; leave it out")
-    names = listed(metrics) if metrics else ()
+    names = listed(metrics) if metrics is not None else ()
+    before = None
+    if compare is not None:
+        from nanogen.bench.compare import side
+
+        # New records may take the place of these.
+        before = side(compare).now()
     if run is not None:
         if reference:
             raise ConfigError("--reference has no effect on a run; leave it out")
@@ -67,11 +73,11 @@ def main(
     from nanogen.bench.leaderboard import leaderboards
 
     tables = leaderboards(records)
-    if compare is not None:
-        from nanogen.bench.compare import Side, side
+    if before is not None:
+        from nanogen.bench.compare import Side
         from nanogen.bench.compare import compare as compared
 
-        found = compared(side(compare), Side(str(target), records, target))
+        found = compared(before, Side(str(target), records, target))
         tables += [found.conditions, found.scores]
     show(tables, as_json)
 

@@ -108,6 +108,9 @@ class Words:
             self.tokenizer = Tokenizer.from_file(str(file))
         except Exception as problem:  # the library raises bare exceptions
             raise ConfigError(f"{file} is no tokenizer that can be read; get it anew") from problem
+        # What a file says of lengths is for other uses.
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
         self.count = self.tokenizer.get_vocab_size(with_added_tokens=True)
         start, end = (self.tokenizer.token_to_id(token) for token in ("<pad>", "</s>"))
         answer = self.ids(ANSWER)

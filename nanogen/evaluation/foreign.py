@@ -81,10 +81,14 @@ def of_images(place: Path, metrics: Sequence[str], settings: Foreign, out: Path)
     if settings.pipeline != PipelineConfig():
         raise ConfigError("pipeline.* has no effect on --images; leave it out")
     _refuse(settings, ("samples", "images_per_prompt", "every", "quantise"), "--images")
+    _refuse_own(settings, ("classes",), "--images")
     settled = _settled(metrics, settings)
-    images = open_images(place, settled.size, settled.context.source.classes)
+    context = settled.context
+    images = open_images(place, settled.size, context.source.classes)
+    subject = Given(images, device=context.device.type, precision=context.precision)
+    texts = images.request(0, images.count()).texts or ()
     try:
-        return evaluate(Given(images), _plan(settled, settings, out))
+        return evaluate(subject, _plan(settled, settings, out, texts))
     finally:
         for name, reason in itertools.islice(images.skipped.items(), MOST_NAMED):
             log.warning("skipped %s: %s", name, reason)
@@ -99,14 +103,20 @@ def of_pipeline(
     those of a file.
     """
     _refuse(settings, ("every",), "--pipeline")
+    _refuse_own(settings, ("size",), "--pipeline")
+    if not metrics:
+        raise ConfigError("name what to measure with --metrics (see nanogen ls metrics)")
     settled = _settled(metrics, settings)
+    _refuse_unused(settled, settings, prompts)
     pipeline = Pipeline(name, settings.pipeline, settled.context.device)
     if pipeline.kind == "class_conditional" and prompts:
         raise ConfigError(f"--prompts has no effect: {name} draws classes; leave it out")
     texts = tuple(read_prompts(prompts)) if prompts else settled.texts
+    if pipeline.kind == "text_to_image":
+        _refuse_own(settings, ("classes",), name)
     subject = DrawnByPipeline(pipeline, texts, settings)
     try:
-        return evaluate(subject, _plan(settled, settings, out))
+        return evaluate(subject, _plan(settled, settings, out, texts))
     finally:
         pipeline.close()
 
@@ -121,9 +131,32 @@ def _refuse(settings: Foreign, fields: Sequence[str], where: str) -> None:
         raise ConfigError("name metrics with --metrics, not with evaluation.metrics")
 
 
-def _plan(settled: Settled, settings: Foreign, out: Path) -> Plan:
+def _refuse_own(settings: Foreign, fields: Sequence[str], where: str) -> None:
+    """The same for fields of the settings themselves."""
+    for field in fields:
+        if getattr(settings, field) != getattr(Foreign(), field):
+            value = getattr(settings, field)
+            raise ConfigError(f"{field}={value} has no effect on {where}; leave it out")
+
+
+def _refuse_unused(settled: Settled, settings: Foreign, prompts: Path | None) -> None:
+    """ConfigError for what only metrics use that are not among those that are named."""
+    named = ", ".join(settled.metrics)
+    own = {bool(metric.prompts) for metric in harness.choose(settled.metrics, settled.context)}
+    if own == {True}:
+        if prompts:
+            raise ConfigError(
+                f"--prompts has no effect on {named}: they bring theirs; leave it out"
+            )
+        _refuse(settings, ("samples",), f"{named}: they bring their prompts")
+    if own == {False}:
+        _refuse(settings, ("images_per_prompt",), f"{named}: they bring no prompts")
+
+
+def _plan(settled: Settled, settings: Foreign, out: Path, captions: tuple[str, ...]) -> Plan:
     repeats = settings.evaluation.repeats
-    return Plan(settled.metrics, settled.context, out, repeats, quiet=False)
+    context = replace(settled.context, captions=captions)
+    return Plan(settled.metrics, context, out, repeats, quiet=False)
 
 
 def _settled(metrics: Sequence[str], settings: Foreign) -> Settled:
@@ -174,8 +207,10 @@ class DrawnByPipeline:
 
     @property
     def identity(self) -> Mapping[str, Plain]:
-        said = {"pipeline": self.pipeline.fingerprint, "texts": list(self.texts)}
-        return said | {"quantise": self.settings.evaluation.quantise}
+        return {
+            **{"pipeline": self.pipeline.fingerprint, "texts": list(self.texts)},
+            **{"classes": self.settings.classes, "quantise": self.settings.evaluation.quantise},
+        }
 
     def samples(self, prompts: str) -> int:
         wanted = self.settings.evaluation
@@ -191,6 +226,7 @@ class DrawnByPipeline:
 
     def record(self, values: Mapping[str, object]) -> Record:
         pipeline = self.pipeline
+        pipeline.look()
         return Record(
             run=pipeline.origin,
             task=self.kind,

@@ -18,11 +18,12 @@ from nanogen.bench.record import Record
 from nanogen.evaluation.subjects import Subject
 from nanogen.files import writable_folder
 from nanogen.metrics import harness
-from nanogen.metrics.base import Context, Metric
+from nanogen.metrics.base import Context, Metric, Outcomes
 from nanogen.metrics.blocks import Kept
 from nanogen.metrics.harness import Measured, Scores, Work
 from nanogen.metrics.prompted import PromptedMetric
 from nanogen.progress import Display
+from nanogen.store import find
 
 KEPT = ".blocks"
 """folder beside the records with what was measured so far"""
@@ -131,10 +132,12 @@ def _digest(subject: Subject, metrics: Sequence[Metric]) -> str:
     said = {
         **subject.identity,
         "metrics": [f"{metric.title} {metric.version}" for metric in metrics],
+        "assets": {a.name: find(a).sha256 for metric in metrics for a in metric.needed()},
         "samples": subject.samples(metrics[0].prompts),
         "batch": subject.batch,
         "data": context.source.fingerprint,
         "precision": context.precision,
+        "measured_on": context.device.type,
         "versions": record.versions(),
         "commit": record.commit(),
     }
@@ -165,10 +168,22 @@ def averaged(found: Sequence[Scores]) -> Scores:
             value=statistics.fmean(values),
             standard_error=max(errors) or None,
             facts=facts,
+            outcomes=together([one.outcomes for one in each if one.outcomes is not None]),
         )
         skipped = sum(scores[name].skipped for scores in found)
         scores[name] = Measured(score, first.version, skipped)
     return scores
+
+
+def together(found: Sequence[Outcomes]) -> Outcomes | None:
+    """The outcomes of all repeats, one after another; None where there are none."""
+    if not found:
+        return None
+    return Outcomes(
+        tuple(prompt for one in found for prompt in one.prompts),
+        tuple(tag for one in found for tag in one.tags),
+        tuple(value for one in found for value in one.values),
+    )
 
 
 def _records(subject: Subject, scores: Scores, seconds: float) -> Iterator[Record]:

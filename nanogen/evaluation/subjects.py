@@ -172,6 +172,9 @@ class Given:
     kind: str = "any"
     batch: int = 100
     rereads: bool = True
+    device: str = "cpu"
+    """where scores are computed"""
+    precision: str = "fp32"
 
     @property
     def identity(self) -> Mapping[str, Plain]:
@@ -192,5 +195,7 @@ class Given:
             run=self.images.origin,
             task="images",
             method=self.images.name,
+            device=self.device,
+            precision=self.precision,
             **{**values, "facts": {**facts, **self.images.facts}},  # ty: ignore[invalid-argument-type]
         )

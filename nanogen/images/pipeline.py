@@ -133,6 +133,13 @@ class Pipeline:
         """Free the weights; they are read again when more is drawn."""
         self._held.free()
 
+    def look(self) -> None:
+        """Draw one image if none was drawn here: `facts` say its size, whichever process drew."""
+        if self._size is None:
+            one = torch.zeros(1, dtype=torch.int64)
+            texts = self.index.given == TEXTS
+            self._images(Request(one, texts=("",)) if texts else Request(one, labels=one))
+
     def draw(
         self, request: Request, quantise: Quantise = "round"
     ) -> Iterator[tuple[Request, Tensor]]:

@@ -40,6 +40,8 @@ class Context:
     """images that go through a feature network at once; changes speed and memory only"""
     precision: Literal["fp32", "bf16"] = "fp32"
     """of scoring models that are published for use in half precision"""
+    captions: tuple[str, ...] = ()
+    """of the images, where they are known and not those of the data; the same on every process"""
 
 
 class Observation:
@@ -161,10 +163,7 @@ class Metric(ABC):
                 f"metric {self.title} needs at least {self.minimum} samples, not {samples}; "
                 "ask for more"
             )
-        drawn_for: tuple[Asset, ...] = ()
-        if self.prompts:
-            drawn_for = cast(type[PromptSet], registry.get("prompts", self.prompts)).assets
-        needed = dict.fromkeys((*drawn_for, *self.assets))
+        needed = self.needed()
         absent = [asset for asset in needed if not present(asset)]
         if len(absent) > 1:
             listed = ", ".join(asset.labelled for asset in absent)
@@ -174,6 +173,13 @@ class Metric(ABC):
             )
         for asset in needed:
             find(asset)
+
+    def needed(self) -> tuple[Asset, ...]:
+        """What must be in the store: for its prompts, and for itself."""
+        drawn_for: tuple[Asset, ...] = ()
+        if self.prompts:
+            drawn_for = cast(type[PromptSet], registry.get("prompts", self.prompts)).assets
+        return tuple(dict.fromkeys((*drawn_for, *self.assets)))
 
     @cached_property
     def reference(self) -> Any:

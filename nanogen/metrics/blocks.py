@@ -8,6 +8,7 @@ after a kill or not; and what is held or kept on disk does not grow with the num
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +16,15 @@ from typing import TypeVar
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from nanogen import dist
+from nanogen.errors import UserError
 from nanogen.files import remove_parts, whole_file
 from nanogen.metrics.base import Metric
+
+log = logging.getLogger(__name__)
 
 MOST = 64
 SUFFIX = ".block.safetensors"
@@ -106,7 +111,7 @@ class Share:
         """
         if dist.rank() == 0:
             self._first.add(tallies)
-        elif not self.kept.has(number):
+        elif self.kept.folder is None:
             self._held[number] = tallies
 
     def total(self) -> Tallies:
@@ -156,7 +161,16 @@ class Kept:
         dist.barrier()
 
     def has(self, number: int) -> bool:
-        return self.folder is not None and self._file(number).exists()
+        """Whether a block is kept; one that is broken is removed, to be measured again."""
+        if self.folder is None or not self._file(number).exists():
+            return False
+        try:
+            self.read(number)
+        except (OSError, SafetensorError) as problem:
+            log.warning("%s is broken (%s): measured again", self._file(number), problem)
+            self._file(number).unlink(missing_ok=True)
+            return False
+        return True
 
     def write(self, number: int, tallies: Tallies) -> bool:
         """Keep a block; says whether it is kept, so that nobody needs to hold it."""
@@ -164,8 +178,14 @@ class Kept:
             return False
         tensors = {f"sums/{name}": value for name, value in tallies.sums.items()}
         tensors |= {f"rows/{name}": torch.cat(parts) for name, parts in tallies.rows.items()}
-        with whole_file(self._file(number)) as part:
-            safetensors.torch.save_file({n: t.contiguous() for n, t in tensors.items()}, part)
+        try:
+            with whole_file(self._file(number)) as part:
+                safetensors.torch.save_file({n: t.contiguous() for n, t in tensors.items()}, part)
+        except (OSError, SafetensorError) as problem:
+            raise UserError(
+                f"cannot keep what was measured in {self.folder}: {problem}; correct that and give "
+                "the same command again, which goes on from here, or choose another --out"
+            ) from problem
         return True
 
     def read(self, number: int) -> Tallies:

@@ -120,7 +120,11 @@ class QuestionMetric(PromptedMetric):
     def scores(self, judged: Judged, extra: Tensor) -> dict[str, Score]:
         """The metric, and its categories of both levels; `extra` [n, kinds] are the yeses."""
         texts = judged.outcomes.prompts
-        facts = self.facts() | {"questions": sum(len(self.items[t].questions) for t in texts)}
+        facts = self.facts() | {
+            "prompts": len(set(texts)),
+            "prompts_in_set": len(self.items),
+            "questions": sum(len(self.items[t].questions) for t in texts),
+        }
         shown = list(range(len(texts)))
         if self.chosen["tiles"] == "last":
             shown = sorted({text: place for place, text in enumerate(texts)}.values())

@@ -142,6 +142,12 @@ class GenEval(PromptedMetric):
 
     def scores(self, judged: Judged, extra: Tensor) -> dict[str, Score]:
         images = Counter(judged.outcomes.prompts)
+        prompts = len(self.prompt_set.texts)
+        if len(images) < prompts:
+            raise MetricError(
+                f"{self.title} needs at least one image of each of its {prompts} prompts, and only "
+                f"{len(images)} of them have any; add the others"
+            )
         fewest, most = min(images.values()), max(images.values())
         tags = [tag for tag in TAGS if tag in judged.tags()]
         facts = self.facts() | {

@@ -49,7 +49,10 @@ class PromptedMetric(Metric):
     @cached_property
     def known(self) -> dict[int, str]:
         """Prompts by key; those that were seen are added."""
-        texts = self.prompt_set.texts if self.prompts else self.context.source.prompts()
+        if self.prompts:
+            texts = self.prompt_set.texts
+        else:
+            texts = self.context.captions or self.context.source.prompts()
         return {key_of(text): text for text in texts}
 
     def update(self, seen: Observation) -> None:

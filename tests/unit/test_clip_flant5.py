@@ -140,6 +140,15 @@ def test_prompt_has_an_end_on_each_side_of_the_image(files: Files) -> None:
     assert words.answer == (words.tokenizer.token_to_id("▁Yes"), 1)
 
 
+def test_what_a_tokenizer_says_of_lengths_is_for_other_uses(files: Files, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(files.tokenizer))
+    tokenizer.enable_truncation(40)
+    tokenizer.enable_padding(length=50)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    text = "a cow " * 30
+    assert Words(tmp_path / "tokenizer.json").prompt(text) == Words(files.tokenizer).prompt(text)
+
+
 def test_prompt_is_cut_where_2048_tokens_end(files: Files) -> None:
     words = Words(files.tokenizer)
     long, longer = words.prompt("x" * 3000), words.prompt("x" * 4000)

@@ -64,6 +64,17 @@ def test_cosines_are_those_of_transformers(folders) -> None:
     assert score.outcomes is not None and score.outcomes.prompts == TEXTS
 
 
+def test_negative_cosines_stay_negative(folders) -> None:
+    metric = made(ClipScore)
+    texts = tuple(letter * 3 for letter in "abcdefghijklmnopqrst")
+    images = pictures(len(texts))
+    values = metric.judge(images, texts)[:, 0]
+    rows = values.argsort()[:2]
+    assert values[rows].max() < 0, "the stand-in shows one case only"
+    score = seen(metric, images[rows], [texts[i] for i in rows])["clip-score"]
+    assert score.value == pytest.approx(values[rows].mean().item(), abs=1e-6)
+
+
 def test_hessel_by_hand(folders) -> None:
     metric = made(ClipScore, {"variant": "hessel"})
     prefixed = [

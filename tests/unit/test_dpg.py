@@ -19,6 +19,7 @@ from nanogen.encoders.blip_vqa import BlipVqa
 from nanogen.errors import ConfigError, MetricError
 from nanogen.metrics.base import Context, Observation, Score
 from nanogen.metrics.dpg import BLIP, MPLUG, Dpg, DpgBlip, QuestionMetric
+from nanogen.metrics.dpg_graph import Item, Question
 from nanogen.prompts.dpg import QUESTIONS
 from nanogen.types import Request
 
@@ -160,6 +161,25 @@ def test_first_row() -> None:
     assert kept.facts()["skipped_row"] == "none" and short.facts()["skipped_row"] == "first"
     assert short.title == "asked"
     assert kept.title == "asked[skip_first_row=no]"
+
+
+def test_prompts_are_counted() -> None:
+    """A few of the prompts are not the benchmark: the facts tell."""
+    found, _ = measured(asked(Says()), [*TEXTS[:3], *TEXTS[:2]])
+    facts = found["asked"].facts
+    assert facts["prompts"] == 3 and facts["prompts_in_set"] == PROMPTS
+
+
+def test_broad_category_is_of_all_its_kinds() -> None:
+    """Two kinds of attribute: one is answered with yes, two of the other with no."""
+    kinds = ("attribute - color", "attribute - texture", "attribute - texture")
+    questions = tuple(Question(n, (), kind, f"q{n}") for n, kind in enumerate(kinds))
+    metric = asked(Says(q1=255, q2=255))
+    metric.__dict__["items"] = {TEXTS[0]: Item("a", TEXTS[0], questions)}
+    found, _ = measured(metric, TEXTS[:1])
+    assert found["asked/attribute"].value == pytest.approx(1 / 3)
+    assert found["asked/attribute-color"].value == 1
+    assert found["asked/attribute-texture"].value == 0
 
 
 def test_four_images_of_a_prompt() -> None:

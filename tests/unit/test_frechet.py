@@ -8,7 +8,8 @@ import scipy.linalg
 import torch
 
 from nanogen.errors import MetricError
-from nanogen.metrics.frechet import Gaussian, expected_distance, frechet_distance
+from nanogen.metrics.frechet import expected_distance, frechet_distance
+from nanogen.metrics.gaussian import Gaussian, accumulate
 
 
 def gaussian(mean: object, covariance: object) -> Gaussian:
@@ -63,14 +64,50 @@ def test_singular_covariances_equal_the_nuclear_norm_formula() -> None:
 
 def test_moments_from_uneven_float32_chunks_far_from_zero_match_numpy() -> None:
     features = (100 + normal(6, 1000, 5)).float()
-    n, total, outer = 0, torch.tensor(0.0), torch.tensor(0.0)
+    sums: dict[str, torch.Tensor] = {}
     for part in features.split([1, 7, 500, 492]):
-        part = part.double()
-        n, total, outer = n + len(part), total + part.sum(0), outer + part.T @ part
-    found = Gaussian.from_sums(n, total, outer)
+        accumulate(sums, part, "some/")
+    assert {name: value.dtype for name, value in sums.items()} == dict.fromkeys(
+        ("some/n", "some/total", "some/outer"), torch.float64
+    )
+    found = Gaussian.of_sums(sums, "some/")
     expected = numpy.cov(features.double().numpy(), rowvar=False)
     numpy.testing.assert_allclose(found.covariance.numpy(), expected, atol=1e-9)
     numpy.testing.assert_allclose(found.mean.numpy(), features.double().mean(0), rtol=1e-13)
+    assert found.n == 1000
+
+
+def test_moments_of_centred_features_match_numpy_to_the_last_digits() -> None:
+    features = normal(6, 1000, 5)
+    sums: dict[str, torch.Tensor] = {}
+    for part in features.split([1, 7, 500, 492]):
+        accumulate(sums, part)
+    expected = numpy.cov(features.numpy(), rowvar=False)
+    numpy.testing.assert_allclose(Gaussian.of_sums(sums).covariance.numpy(), expected, atol=1e-12)
+
+
+def test_sums_are_added_to_in_place_and_reading_them_changes_nothing() -> None:
+    sums: dict[str, torch.Tensor] = {}
+    accumulate(sums, normal(0, 9, 4))
+    places = {name: value.data_ptr() for name, value in sums.items()}
+    first = Gaussian.of_sums(sums)
+    accumulate(sums, normal(1, 9, 4))
+    assert {name: value.data_ptr() for name, value in sums.items()} == places
+    both = Gaussian.of(torch.cat([normal(0, 9, 4), normal(1, 9, 4)]))
+    torch.testing.assert_close(Gaussian.of_sums(sums).covariance, both.covariance)
+    torch.testing.assert_close(first.covariance, Gaussian.of(normal(0, 9, 4)).covariance)
+
+
+def test_permuted_samples_are_the_same_gaussian() -> None:
+    x, y = normal(7, 300, 10), normal(8, 200, 10) + 0.5
+    order = torch.from_numpy(numpy.random.RandomState(0).permutation(300))
+    distance = frechet_distance(Gaussian.of(x), Gaussian.of(y))
+    assert frechet_distance(Gaussian.of(x[order]), Gaussian.of(y)) == pytest.approx(distance, 1e-9)
+
+
+def test_an_unknown_number_of_reference_images_adds_no_bias() -> None:
+    reference = Gaussian(torch.zeros(8).double(), torch.eye(8).double(), 0)
+    assert expected_distance(reference, 100) == pytest.approx((8 + 8 * 9 / 4) / 100)
 
 
 def test_expected_distance_is_the_bias_of_a_finite_sample() -> None:

@@ -272,6 +272,14 @@ def test_too_few_images_are_refused(context):
         GenEval(context).check(5)
 
 
+def test_missing_prompts_are_refused(context, images):
+    """As many images as there are prompts do not show all of them."""
+    five = tuple(PROMPTS[i % 5] for i in range(COUNT))
+    batch = (Request(torch.arange(COUNT), texts=five), images)
+    with pytest.raises(MetricError, match="each of its 6 prompts, and only 5 of them"):
+        measured([GenEval(context)], [batch], context)
+
+
 def test_prompts_of_others_are_refused(context, images):
     batch = (Request(torch.arange(1), texts=("a photo of a zebra",)), images[:1])
     with pytest.raises(MetricError, match="'a photo of a zebra' is not one of its 6 prompts"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nanogen.errors import MetricError
-from nanogen.metrics.inception_score import inception_score
+from nanogen.metrics.inception_score import inception_score, score_of_diffusion_bench
 
 LOGITS = torch.from_numpy(numpy.random.RandomState(1).randn(1000, 10) * 2)
 SORTED = torch.from_numpy(12 * numpy.eye(10)[numpy.repeat(numpy.arange(10), 100)])
@@ -20,9 +20,24 @@ def test_golden_value_of_torch_fidelity() -> None:
 
 
 def test_golden_value_of_the_papers_code() -> None:
-    # It adds 1e-10 inside the logarithms and computes in float32, hence the wider bound.
+    assert score_of_diffusion_bench(LOGITS).mean == pytest.approx(2.611437678337097, rel=1e-6)
+    assert score_of_diffusion_bench(SORTED).mean == pytest.approx(9.603789234161377, rel=1e-6)
+    # Without its 1e-10 and in float64 the same permutation gives nearly the same.
     assert inception_score(LOGITS, seed=0).mean == pytest.approx(2.611437678337097, abs=1e-5)
-    assert inception_score(SORTED, seed=0).mean == pytest.approx(9.603789234161377, abs=1e-5)
+
+
+def test_golden_values_without_a_permutation() -> None:
+    assert inception_score(LOGITS, seed=None).mean == pytest.approx(2.621771739284782, abs=1e-12)
+    assert inception_score(SORTED, seed=None).mean == pytest.approx(1.0, abs=1e-9)
+
+
+def test_the_papers_code_leaves_the_rest_of_the_parts_out() -> None:
+    # 1009 samples in parts of 100: the last nine of the permutation count nowhere.
+    logits = torch.from_numpy(numpy.random.RandomState(2).randn(1009, 10))
+    left_out = numpy.random.RandomState(0).permutation(1009)[1000:]
+    expected = score_of_diffusion_bench(logits).mean
+    logits[left_out] = 0
+    assert score_of_diffusion_bench(logits).mean == expected
 
 
 def test_logits_that_say_nothing_score_one() -> None:

@@ -235,6 +235,13 @@ def test_answers_are_yes_and_no(judge: Mplug) -> None:
 
 
 @torch.no_grad()
+def test_yes_is_yes_to_the_letter(judge: Mplug, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = ["yes", "yes.", "yes it is", "no", "yeses", ""]
+    monkeypatch.setattr(judge, "answers", lambda image, questions: said)
+    found = judge.says_yes(noise(0), [SHORT] * len(said))
+    assert found == [True, False, False, False, False, False]
+
+
 def test_padding_changes_nothing(judge: Mplug) -> None:
     """A question beside a longer one, and alone."""
     seen = judge.network.see(judge.prepared(noise(3)[None]))
