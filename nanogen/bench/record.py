@@ -28,6 +28,9 @@ SCHEMA = 1
 """raised when a field changes its meaning"""
 SUFFIX = ".record.json"
 
+DISTINGUISHING = ("repeats", "image_size", "reference", "reference_hash")
+"""facts that make it another evaluation"""
+
 Plain = str | int | float | bool | None | list[Any]
 """what a fact or a setting of a sampler may be: anything JSON holds, without nesting of mappings"""
 
@@ -120,6 +123,7 @@ def file_name(record: Record) -> str:
         *(record.run, record.task, record.method, record.budget, record.metric, record.version),
         *(record.weights, record.seen, record.n, record.training_seed, record.config_hash),
         *(record.quantisation, record.precision, sorted(record.sampler.items())),
+        *(record.device, [record.facts.get(name) for name in DISTINGUISHING]),
     )
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:8]
     words = (record.task, record.method, record.metric, record.weights, str(record.seen), digest)

@@ -41,7 +41,7 @@ class EncodedPrompts:
         return stacked([self._rows[text].float() for text in captions_of(given, "encoded")])
 
     def null(self, count: int) -> Condition:
-        return self._encoder.null(count)  # ty: ignore[unresolved-attribute]
+        return self._encoder.null(count)  # ty: ignore[missing-attribute]
 
     def free(self) -> None:
         """Move the encoder to main memory."""

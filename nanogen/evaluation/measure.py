@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 from nanogen import dist
 from nanogen.bench import outcomes, record
 from nanogen.bench.record import Record
+from nanogen.errors import MetricError
 from nanogen.evaluation.subjects import Subject
 from nanogen.files import writable_folder
 from nanogen.metrics import harness
@@ -66,27 +68,52 @@ def evaluate(subject: Subject, plan: Plan) -> list[Record]:
     check(subject, plan)
     writable_folder(plan.out)
     started = time.monotonic()
-    kept: list[Kept] = []
-    found = [
-        _scores(subject if repeat == 0 else subject.again(repeat), plan, kept)
-        for repeat in range(plan.repeats)
-    ]
-    scores = averaged(found) if len(found) > 1 else found[0]
-    seconds = round(time.monotonic() - started, 3)
-    records = write(list(_records(subject, scores, seconds)), plan.out)
-    if dist.rank() == 0:
-        for name, measured in scores.items():
-            one = next(r for r in records if r.metric == name)
-            outcomes.write(plan.out, one, measured.score.outcomes)
-    for blocks in kept:
-        blocks.clear()
-    if dist.rank() == 0:
-        with contextlib.suppress(OSError):  # another evaluation still keeps some there
-            (plan.out / KEPT).rmdir()
+    with contextlib.ExitStack() as kept:
+        found = [
+            _scores(subject if repeat == 0 else subject.again(repeat), plan, kept)
+            for repeat in range(plan.repeats)
+        ]
+        scores = averaged(found) if len(found) > 1 else found[0]
+        seconds = round(time.monotonic() - started, 3)
+        records = write(list(_records(subject, scores, seconds)), plan.out)
+        if dist.rank() == 0:
+            for name, measured in scores.items():
+                one = next(r for r in records if r.metric == name)
+                outcomes.write(plan.out, one, measured.score.outcomes)
     return records
 
 
-def _scores(subject: Subject, plan: Plan, kept: list[Kept]) -> Scores:
+@contextlib.contextmanager
+def kept_in(folder: Path) -> Generator[Kept]:
+    """What is kept in a folder of blocks: of this command alone, and removed when all went well.
+
+    MetricError where another command measures the same: two would take each other's blocks.
+    """
+    blocks = Kept(folder)
+    if dist.rank() > 0:
+        yield blocks
+        blocks.clear()
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder.parent / f"{folder.name}.lock"
+    with file.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise MetricError(
+                f"another command measures the same for {folder.parents[1]}; wait for it, or "
+                "choose another --out"
+            ) from None
+        except OSError:
+            pass  # some network file systems have no locks
+        yield blocks
+        blocks.clear()
+        file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # another evaluation still keeps some there
+        folder.parent.rmdir()
+
+
+def _scores(subject: Subject, plan: Plan, kept: contextlib.ExitStack) -> Scores:
     """Metrics of one set of prompts are measured on the same images, in one pass; but where images
     can be had again for nothing, each scoring model is alone in memory.
     """
@@ -98,8 +125,7 @@ def _scores(subject: Subject, plan: Plan, kept: list[Kept]) -> Scores:
     scores: Scores = {}
     for (prompts, _), group in groupby(sorted(plan.chosen(), key=passes), key=passes):
         metrics = list(group)
-        blocks = Kept(plan.out / KEPT / _digest(subject, metrics))
-        kept.append(blocks)
+        blocks = kept.enter_context(kept_in(plan.out / KEPT / _digest(subject, metrics)))
         scores |= _measured(subject, plan, prompts, metrics, blocks)
     return scores
 

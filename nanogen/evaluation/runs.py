@@ -32,6 +32,8 @@ def of_run(
     """Measure the newest checkpoint of a run folder, with its own metrics unless others are
     named.
     """
+    if metrics and any(override.startswith("evaluation.metrics=") for override in overrides):
+        raise ConfigError("name metrics with --metrics or with evaluation.metrics, not with both")
     opened = open_run(folder, weights, overrides)
     run = opened.parts.run
     if metrics:

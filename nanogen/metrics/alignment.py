@@ -84,6 +84,8 @@ class AlignmentMetric(PromptedMetric):
 class CosineMetric(AlignmentMetric):
     """By the cosine of an image and its prompt in the space of a contrastive network."""
 
+    transformers = True
+
     @abstractmethod
     def opened(self) -> Contrastive: ...
 

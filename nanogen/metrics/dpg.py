@@ -229,6 +229,7 @@ class DpgBlip(QuestionMetric):
     """
 
     name = "dpg-blip"
+    transformers = True
     assets = (QUESTIONS, BLIP)
     judge_asset = BLIP
 

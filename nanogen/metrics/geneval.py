@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import functools
 import gc
-import importlib.util
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
@@ -30,7 +29,7 @@ from torch import Tensor
 
 from nanogen.encoders.contrastive import open_contrastive
 from nanogen.encoders.fit_square import crop_square
-from nanogen.errors import MetricError, MissingExtra
+from nanogen.errors import MetricError
 from nanogen.metrics import geneval_rules
 from nanogen.metrics.base import Option, Outcomes, Score
 from nanogen.metrics.clip_score import CLIP_L
@@ -65,6 +64,7 @@ class GenEval(PromptedMetric):
     """
 
     name = "geneval"
+    transformers = True
     version = 1
     prompts = "geneval"
     options = {
@@ -79,18 +79,6 @@ class GenEval(PromptedMetric):
         "crop": Option("whether CLIP sees the object's box alone", "yes", ("yes", "no")),
     }
     assets = (MASK2FORMER, CLIP_L)
-
-    def check(self, samples: int) -> None:
-        super().check(samples)
-        if importlib.util.find_spec("transformers") is None:
-            raise MissingExtra("transformers", "pip install 'nanogen[t2i]'")
-        prompts = len(self.prompt_set.texts)
-        if samples < prompts:
-            raise MetricError(
-                f"{self.title} needs at least one image of each of its {prompts} prompts, not "
-                f"{samples} samples; ask for {prompts * self.prompt_set.images}, "
-                f"{self.prompt_set.images} of each, as published"
-            )
 
     @cached_property
     def scenes(self) -> GenEvalPrompts:

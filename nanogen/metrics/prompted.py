@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
 
 from nanogen import registry
-from nanogen.errors import MetricError
+from nanogen.errors import MetricError, MissingExtra
 from nanogen.metrics.base import Metric, Observation, Outcomes, Score
 from nanogen.metrics.uncertainty import Judged
 from nanogen.prompts.base import PromptSet
@@ -22,6 +23,25 @@ class PromptedMetric(Metric):
     """Subclass with `judge`, and with `tag_of` and `scores` where prompts are of several kinds."""
 
     task = "text_to_image"
+
+    transformers: ClassVar[bool] = False
+    """whether its models are those of transformers"""
+
+    def check(self, samples: int) -> None:
+        """Besides: MissingExtra where the library of its models is not installed; MetricError where
+        there are fewer samples than published prompts, for whose whole set the name stands.
+        """
+        super().check(samples)
+        if self.transformers and importlib.util.find_spec("transformers") is None:
+            raise MissingExtra("transformers", "pip install 'nanogen[t2i]'")
+        if not self.prompts:
+            return
+        prompts, images = len(self.prompt_set.texts), self.prompt_set.images
+        if samples < prompts:
+            raise MetricError(
+                f"{self.title} needs at least one image of each of its {prompts} prompts, not "
+                f"{samples} samples; ask for {prompts * images}, {images} of each, as published"
+            )
 
     @abstractmethod
     def judge(self, images: Tensor, texts: Sequence[str]) -> Tensor:

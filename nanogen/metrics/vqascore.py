@@ -74,6 +74,8 @@ class VqaMetric(PromptedMetric):
     score of an image is what the chosen model says to its prompt.
     """
 
+    transformers = True
+
     models: ClassVar[Mapping[str, Asset]]
     template: ClassVar[str]
     """the question; {} is the prompt"""

@@ -42,6 +42,7 @@ TEXT_TO_IMAGE: Values = {
     "task.data.path": "data/blip3o",
     "conditioner": "hf-text",
     "train.images": 102_400_000,
+    "evaluation.metrics": ("geneval", "dpg", "genai-bench"),
     "sampling.guidance.scale": 6.0,
     "sampling.guidance.high": 1.0,
 }
@@ -84,6 +85,7 @@ TASKS: dict[str, TaskRecipe] = {
             "task.data.path": "data/imagenet/train",
             "conditioner": "labels",
             "train.images": 80 * EPOCH,
+            "evaluation.metrics": ("fid50k", "is"),
             "sampling.guidance.high": 0.9,
         },
         pixel_patch=16,

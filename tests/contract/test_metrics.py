@@ -95,7 +95,9 @@ def measured(entry: Entry, order: Tensor, batch: int) -> dict:
             )
 
     chosen = harness.choose([entry.name], context(kind))
-    harness.fits(chosen, tasks_of(entry)[0], len(order))
+    # What brings its prompts stands for all of them; here a few have to do.
+    whole = made(entry).prompts and registry.get("prompts", chosen[0].prompts)().texts
+    harness.fits(chosen, tasks_of(entry)[0], len(whole) if whole else len(order))
     return scores_of(chosen, list(batches()), context(kind))
 
 

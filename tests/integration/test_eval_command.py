@@ -6,19 +6,27 @@ Everything that they need of others is tiny and random, in the real formats, in 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import chz
 import numpy as np
 import pytest
 import tiny_geneval
 from PIL import Image
-from tiny import invoke, tiny, trained
+from tiny import invoke, ranks, tiny, trained
 from tiny_assets import tiny_assets
 from tiny_pipelines import write_pipeline
 
 from nanogen.bench import outcomes, record
 from nanogen.bench.record import Record
+from nanogen.evaluation import foreign, online
+from nanogen.evaluation.measure import evaluate
+from nanogen.evaluation.subjects import Given
+from nanogen.images.open import open_images
+from nanogen.run_folder import open_run
 
 pytestmark = pytest.mark.slow
 
@@ -83,10 +91,10 @@ def test_images_with_captions(images, tmp_path, monkeypatch, capsys, caplog):
     assert records["image-reward"].n == 23
 
 
-def test_other_captions_are_refused(images, tmp_path, monkeypatch, capsys):
+def test_too_few_for_a_set_of_prompts_are_refused(images, tmp_path, monkeypatch, capsys):
     arguments = ["eval", "--images", str(images), "--metrics", "dpg", "--out", str(tmp_path)]
     assert invoke(monkeypatch, *arguments) == 2
-    assert "is not one of its" in capsys.readouterr().err
+    assert "each of its 1065 prompts, not 24 samples" in capsys.readouterr().err
 
 
 def test_a_pipeline_draws_and_is_compared(place, images, tmp_path, monkeypatch, capsys):
@@ -121,3 +129,84 @@ def test_one_clear_line(images, tmp_path, monkeypatch, capsys, arguments, messag
     said = capsys.readouterr().err
     assert status == 2 and message in said and len(said.strip().splitlines()) == 1
     assert record.read(tmp_path) == []
+
+
+def test_other_captions_on_any_number_of_processes(images, tmp_path):
+    """The data do not know these captions: a process sees those of its own images only."""
+    folder = tmp_path / "images"
+    shutil.copytree(images, folder)
+    rows = json.loads((folder / "samples.json").read_text())["samples"]
+    for row in rows:
+        row["caption"] = f"a strange thing, {row['seed'] // 3}"
+    (folder / "samples.json").write_text(json.dumps({"samples": rows}))
+
+    def work(out: Path) -> None:
+        settled = foreign._settled(("image-reward",), foreign.Foreign())
+        opened = open_images(folder, batch=4)
+        texts = opened.request(0, opened.count()).texts
+        plan = foreign._plan(settled, foreign.Foreign(), out, texts or ())
+        evaluate(replace(Given(opened), batch=4), plan)
+
+    work(tmp_path / "one")
+    assert ranks(2, tmp_path / "store", lambda: work(tmp_path / "two")) == [0, 0]
+    (one,), (two,) = record.read(tmp_path / "one"), record.read(tmp_path / "two")
+    assert replace(one, seconds=0) == replace(two, seconds=0)
+    assert outcomes.read(tmp_path / "one", one) == outcomes.read(tmp_path / "two", two)
+
+
+def test_records_that_are_replaced_are_compared_as_they_were(run, tmp_path, monkeypatch, capsys):
+    arguments = ["eval", str(run), "--metrics", "clip-score", "--out", str(tmp_path)]
+    arguments += ["evaluation.samples=20"]
+    assert invoke(monkeypatch, *arguments, "evaluation.repeats=2") == 0
+    (old,) = record.read(tmp_path)
+    assert np.mean(outcomes.read(tmp_path, old).values) == pytest.approx(old.value, rel=1e-9)
+    assert invoke(monkeypatch, *arguments, "--compare", str(tmp_path)) == 0
+    assert "values_of_repeats" in capsys.readouterr().out
+    (tmp_path / "new").mkdir()
+    arguments += ["--compare", str(tmp_path / "nothing"), "--out", str(tmp_path / "new")]
+    assert invoke(monkeypatch, *arguments) == 2
+    assert record.read(tmp_path / "new") == []
+
+
+def test_a_default_that_is_written_out_is_measured_once(run, tmp_path, monkeypatch):
+    name = "geneval[compat=official]"
+    settings = ["evaluation.images_per_prompt=1", "--out", str(tmp_path)]
+    assert invoke(monkeypatch, "eval", str(run), "--metrics", name, *settings) == 0
+    trained_run = open_run(run, "ema", settings[:1]).parts.run
+    wanted = chz.replace(trained_run.evaluation, metrics=(name,))
+    seen = record.read(tmp_path)[0].seen
+    assert online.measured(chz.replace(trained_run, evaluation=wanted), tmp_path, seen)
+
+
+def test_images_are_recorded_as_measured(images, tmp_path, monkeypatch):
+    arguments = ["eval", "--images", str(images), "--metrics", "image-reward"]
+    arguments += ["evaluation.precision=bf16", "--out", str(tmp_path)]
+    assert invoke(monkeypatch, *arguments) == 0
+    assert found(tmp_path)["image-reward"].precision == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--metrics", "clip-score", "size=8"], "size=8 has no effect on --pipeline"),
+        (["--metrics", "clip-score", "classes=5"], "classes=5 has no effect on"),
+        (["--metrics", "geneval", "--prompts", "FILE"], "--prompts has no effect on geneval"),
+        (["--metrics", "geneval", "evaluation.samples=3"], "evaluation.samples=3 has no effect"),
+        (
+            ["--metrics", "clip-score", "evaluation.images_per_prompt=3"],
+            "evaluation.images_per_prompt=3 has no effect",
+        ),
+        ([], "name what to measure with --metrics"),
+    ],
+)
+def test_pipeline_settings_without_effect(place, tmp_path, monkeypatch, capsys, arguments, message):
+    model = place / "refused"
+    if not model.exists():
+        write_pipeline(model, "StableDiffusion3Pipeline")
+    file = tmp_path / "prompts.txt"
+    file.write_text("a cat\n")
+    arguments = [str(file) if word == "FILE" else word for word in arguments]
+    out = tmp_path / "out"
+    capsys.readouterr()
+    assert invoke(monkeypatch, "eval", "--pipeline", str(model), *arguments, "--out", str(out)) == 2
+    assert message in capsys.readouterr().err and not out.exists()

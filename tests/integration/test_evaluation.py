@@ -15,10 +15,11 @@ from nanogen.bench import outcomes, record
 from nanogen.bench.record import Record
 from nanogen.conditioners.encoded import EncodedPrompts
 from nanogen.data.scenes import Scenes
-from nanogen.errors import ConfigError
+from nanogen.errors import ConfigError, UserError
 from nanogen.evaluation import measure, online
 from nanogen.evaluation.subjects import DrawnByRun
 from nanogen.metrics import reference
+from nanogen.metrics.blocks import Kept, Tallies
 from nanogen.run_folder import Opened
 from nanogen.types import Request
 
@@ -217,3 +218,25 @@ def test_evaluation_fields_are_checked():
     for field in ("quantise", "precision"):
         with pytest.raises(ConfigError, match=f"evaluation.{field}='x': choose"):
             chz.replace(Evaluation(), **{field: "x"})
+
+
+def test_a_broken_block_is_measured_again(folder, tmp_path, caplog):
+    calls = iter(range(5))
+
+    def kill() -> None:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(folder, tmp_path, check=kill)
+    block = min((tmp_path / measure.KEPT).glob("*/*"))
+    block.write_bytes(block.read_bytes()[:100])
+    assert values(evaluate(folder, tmp_path)) == values(record.read(folder / "records"))
+    assert f"{block} is broken" in caplog.text
+
+
+def test_a_block_that_cannot_be_kept_is_one_clear_line(tmp_path):
+    kept = Kept(tmp_path / "file" / "blocks")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot keep what was measured.*choose another --out"):
+        kept.write(0, Tallies({"skipped": torch.tensor(0)}))

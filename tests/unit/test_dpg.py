@@ -249,7 +249,9 @@ def test_judges(name: str) -> None:
     target = registry.get("metric", name)
     texts = [*TEXTS[2:8]]
     metric = target(context())
-    metric.check(len(texts))
+    metric.check(1065)
+    with pytest.raises(MetricError, match="each of its 1065 prompts, not 6 samples; ask for 4260"):
+        metric.check(len(texts))
     assert "judge_opened" not in vars(metric)
     found, rows = measured(metric, texts)
     metric.close()

@@ -102,8 +102,10 @@ PROMPTS_OF = {
 def test_metrics(stored: dict[str, Path], name: str) -> None:
     (metric,) = harness.choose([name], CONTEXT)
     assert metric.prompts == PROMPTS_OF[name]
-    metric.check(1)
     of = registry.get("prompts", metric.prompts)()
+    metric.check(len(of.texts))
+    with pytest.raises(MetricError, match=f"each of its {len(of.texts)} prompts, not 6 samples"):
+        metric.check(6)
     texts = of.texts[98:104]
     shown = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)
     request = Request(torch.arange(98, 104), texts=texts)

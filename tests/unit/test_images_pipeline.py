@@ -345,3 +345,11 @@ def test_an_id_of_the_hub_is_drawn_from_its_commit(folders, offline):
 def test_an_unknown_id(offline):
     refused("cannot load 'someone/tiny': huggingface.co does not answer.*set --pipeline to",
             lambda: pipeline("someone/tiny"))  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [SD, FLOW, DIT])
+def test_what_is_recorded_does_not_depend_on_who_drew(folders, kind):
+    busy, idle = pipeline(folders[kind]), pipeline(folders[kind])
+    drawn(busy, request(labels=kind == DIT))
+    idle.look()
+    assert idle.facts == busy.facts and idle.facts["height"] == SIDE

@@ -105,3 +105,9 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
     next(tmp_path.glob("*.outcomes.json")).write_text('{"images": [[1]]}')
     with pytest.raises(DataError, match="outcomes.json is broken"):
         compare(side(tmp_path), side(tmp_path))
+
+
+def test_outcomes_that_are_not_of_the_second_score_are_not_used() -> None:
+    first, second = judged(np.arange(4.0)), judged(np.arange(4.0) + 1)
+    assert paired(first, second, 1.5, 2.5) is not None
+    assert paired(first, second, 1.5, 2.6) is None
