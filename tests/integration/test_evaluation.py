@@ -15,7 +15,7 @@ from nanogen.bench import outcomes, record
 from nanogen.bench.record import Record
 from nanogen.conditioners.encoded import EncodedPrompts
 from nanogen.data.scenes import Scenes
-from nanogen.errors import ConfigError, UserError
+from nanogen.errors import ConfigError, MetricError, UserError
 from nanogen.evaluation import measure, online
 from nanogen.evaluation.subjects import DrawnByRun
 from nanogen.metrics import reference
@@ -100,9 +100,6 @@ def test_a_killed_evaluation_continues_to_the_same_bits(folder, tmp_path, monkey
 
 
 def test_what_another_evaluation_kept_is_not_used(folder, tmp_path):
-    def kill() -> None:
-        raise KeyboardInterrupt
-
     class Second:
         calls = 0
 
@@ -240,3 +237,22 @@ def test_a_block_that_cannot_be_kept_is_one_clear_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot keep what was measured.*choose another --out"):
         kept.write(0, Tallies({"skipped": torch.tensor(0)}))
+
+
+def test_the_same_is_not_measured_twice_at_once(folder, tmp_path):
+    """Whoever comes second is told so, and takes nothing from the first."""
+
+    class Meanwhile:
+        said: str = ""
+
+        def __call__(self) -> None:
+            if not self.said:
+                with pytest.raises(MetricError) as refused:
+                    evaluate(folder, tmp_path)
+                self.said = str(refused.value)
+
+    meanwhile = Meanwhile()
+    found = values(evaluate(folder, tmp_path, check=meanwhile))
+    assert "another command measures the same" in meanwhile.said
+    assert found == values(record.read(folder / "records"))
+    assert not (tmp_path / measure.KEPT).exists()
