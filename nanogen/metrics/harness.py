@@ -177,9 +177,18 @@ def _scores(metrics: Sequence[Metric], total: Tallies) -> Scores:
     scores: Scores = {}
     for number, metric in enumerate(metrics):
         if total.skipped:
-            metric.check(found)
+            _enough(metric, found, total.skipped)
         computed: Mapping[str, Score] = metric.compute(total.sums_of(number), total.rows_of(number))
         for name, score in computed.items():
             title = metric.title + name.removeprefix(metric.name)
             scores[title] = Measured(score, metric.version, total.skipped)
     return scores
+
+
+def _enough(metric: Metric, found: int, skipped: int) -> None:
+    """Raise a MetricError where too few samples are left for a metric."""
+    try:
+        metric.check(found)
+    except MetricError as problem:
+        whole = found + skipped
+        raise MetricError(f"{problem} ({skipped} of {whole} could not be read)") from problem

@@ -25,7 +25,7 @@ from tiny import (
 )
 
 from nanogen import dist, files, run_folder
-from nanogen.bench import record
+from nanogen.bench import outcomes, record
 from nanogen.data.loader import batches
 from nanogen.errors import ConfigError
 from nanogen.evaluation import measure, online
@@ -164,7 +164,9 @@ def test_evaluation_gives_the_same_records(tmp_path, preset, metrics):
     assert ranks(2, tmp_path / "store", lambda: measured("two")) == [0, 0]
     names = {path.name for path in (tmp_path / "one").iterdir()}
     assert names == {path.name for path in (tmp_path / "two").iterdir()} and len(names) >= 1
-    for name in names:
+    for name in (name for name in names if name.endswith(outcomes.SUFFIX)):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    for name in (name for name in names if name.endswith(record.SUFFIX)):
         one, two = (json.loads((tmp_path / f / name).read_text()) for f in ("one", "two"))
         assert two["value"] == one["value"] and two["standard_error"] == one["standard_error"]
         assert two["n"] == one["n"]

@@ -201,23 +201,31 @@ def test_eval_of_drawn_images_is_eval_of_the_run(runs, tmp_path, monkeypatch, ca
     assert (one.value, one.n) == (pytest.approx(share), 50)
 
 
-def test_eval_of_real_images_without_captions(tmp_path, monkeypatch, capsys):
-    """Any folder of images: those of other sizes are cropped, one that is broken is named."""
+def test_eval_of_real_images_without_captions(tmp_path, monkeypatch, capsys, caplog):
+    """Any folder of images: those of other sizes are cropped, one that is broken is named and
+    counted; too few that are whole are refused.
+    """
     task = tiny("animals/pixels-v").task.build(0)
     folder = tmp_path / "real"
     folder.mkdir()
-    for index in range(100):
+    for index in range(101):
         image = picture(task.source.read("held-out", index, 0).image)
         image.resize((56, 84)).save(folder / f"{index}.png")
     arguments = ["eval", "--images", str(folder), "--metrics", "is-animals"]
     arguments += ["--out", str(tmp_path / "records")]
     assert invoke(monkeypatch, *arguments) == 0
     assert 1 < record.read(tmp_path / "records")[0].value <= 10
-    capsys.readouterr()
     (folder / "77.png").write_bytes((folder / "77.png").read_bytes()[:80])
+    arguments[-1] = str(tmp_path / "again")
+    assert invoke(monkeypatch, *arguments) == 0
+    assert "skipped 77.png: cannot be decoded" in caplog.text
+    (one,) = record.read(tmp_path / "again")
+    assert (one.n, one.skipped) == (100, 1)
+    capsys.readouterr()
+    (folder / "5.png").unlink()
     assert invoke(monkeypatch, *arguments) == 2
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "77.png" in err and "cannot be decoded" in err
+    assert "needs at least 100 samples, not 99" in err and "1 of 100 could not be read" in err
 
 
 def test_samples_json_of_other_images_is_refused(runs, tmp_path, monkeypatch, capsys):
@@ -228,4 +236,5 @@ def test_samples_json_of_other_images_is_refused(runs, tmp_path, monkeypatch, ca
     capsys.readouterr()
     arguments = ["eval", "--images", str(images), "--metrics", "accuracy-animals"]
     assert invoke(monkeypatch, *arguments, "--out", str(tmp_path / "records")) == 2
-    assert "samples.json does not describe these images" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "1 of 51 images" in said and "have no caption or class (first: 'other.png')" in said

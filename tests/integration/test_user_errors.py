@@ -75,7 +75,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "schedule": ([*TRAIN, "schedule.warmup=64", "schedule.decay_start=32"], "schedule.warmup=64"),
     "unfit patch": ([*TRAIN, "tokenizer.patch=5"], "tokenizer.patch=5"),
     "unfit heads": ([*TRAIN, "backbone.heads=7"], "backbone.heads=7"),
-    "unknown metric": ([*TRAIN, "evaluation.metrics=fid"], "unknown metric 'fid'"),
+    "unknown metric": ([*TRAIN, "evaluation.metrics=fids"], "unknown metric 'fids'; did you mean"),
     "metric of the other task": ([*TRAIN, "evaluation.metrics=scene-eval"], "is for text_to_image"),
     "too few samples": ([*TRAIN, "evaluation.samples=9"], "needs at least 256 samples, not 9"),
     "too few evaluated": (
@@ -172,7 +172,7 @@ CASES: dict[str, tuple[list[str], str]] = {
         ["eval", "runs/animals", "--metrics", "scene-eval"],
         "is for text_to_image tasks",
     ),
-    "evaluating no images": (["eval", "--images", "empty"], "empty holds no images"),
+    "evaluating no images": (["eval", "--images", "empty"], "no images in empty"),
     "evaluating no folder": (["eval", "--images", "gone"], "gone does not exist"),
     "too few images": (
         ["eval", "--images", "images/red", "--metrics", "fd-animals"],

@@ -80,7 +80,7 @@ class TestWithDdt:
         made = model(objective)
         made.dropout = 0.0
         parts, weights = made(given, fields.latents(given), LabelCondition(given.labels))
-        assert weights == {"meanflow": 1.0, "cls": 0.03}
+        assert weights == {"meanflow": 1.0, "cls": 0.03, "meanflow_error": 0.0}
 
         where = objective.intervals(given.keys)
         t, r = where.t, where.t - where.length

@@ -19,6 +19,8 @@ from nanogen.prompts.genai import GenAi527Prompts, GenAiPrompts
 from nanogen.prompts.geneval import GenEvalPrompts, Scene, Wanted
 from nanogen.store import prepare
 
+PUBLISHED = Path("/work/shared/data/geneval/evaluation_metadata.jsonl")
+
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,13 +125,17 @@ def test_geneval_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         GenEvalPrompts()
 
 
+@pytest.mark.usefixtures("cache")
 def test_geneval_as_published() -> None:
-    """Where it is prepared: counts by tag and relation, and the hash."""
-    try:
-        prompts = GenEvalPrompts()
-    except ConfigError:
-        pytest.skip("geneval-prompts is not prepared")
+    """Where the published file is there: counts by tag and relation, classes, and the hash."""
+    if not PUBLISHED.exists():
+        pytest.skip(f"needs {PUBLISHED}")
+    prepare(geneval.METADATA, PUBLISHED)
+    prompts = GenEvalPrompts()
     assert prompts.fingerprint == geneval.METADATA.sha256
+    assert len(set(prompts.texts)) == len(prompts.texts) == 553
+    wanted = [one for scene in prompts.scenes for one in (*scene.include, *scene.exclude)]
+    assert {one.name for one in wanted} <= set(geneval.NAMES)
     assert Counter(scene.tag for scene in prompts.scenes) == {
         "single_object": 80,
         "two_object": 99,

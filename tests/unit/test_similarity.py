@@ -102,6 +102,15 @@ def test_both_are_those_of_torchmetrics():
     assert 0.2 < ssim(one, other)[0] < 0.95
 
 
+def test_golden_values_of_torchmetrics():
+    """Those of its version 1.9; 0.9872723 is scikit-image's SSIM, which cuts the border off."""
+    one = np.random.RandomState(8).randint(0, 256, (2, 64, 64, 3))
+    other = (one + np.random.RandomState(9).randint(-20, 21, one.shape)).clip(0, 255)
+    a, b = (torch.from_numpy(images).byte().permute(0, 3, 1, 2) for images in (one, other))
+    assert psnr(a, b).mean().item() == pytest.approx(26.8901034, abs=1e-5)
+    assert ssim(a, b).mean().item() == pytest.approx(0.9873630, abs=1e-5)
+
+
 def test_too_small_for_a_window():
     with pytest.raises(MetricError, match="at least 6 px a side, not 5"):
         ssim(noise(1, 5), noise(1, 5))
