@@ -44,6 +44,8 @@ def _members(path: Path) -> Members:
         raise DataError(f"{path} {what}; name a .tar or .zip of images")
     if zipfile.is_zipfile(path):
         return Zipped(path)
+    if path.suffix.lower() == ".zip":
+        raise DataError(f"{path} is no zip, or it is cut off; write or fetch it again")
     start = read_at(path, 0, min(2, path.stat().st_size))
     if start in PACKED:
         raise DataError(

@@ -6,6 +6,7 @@ Nothing is decoded before it is asked for, and no more than a batch and a few im
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nanogen.bench.record import Plain
+from nanogen.data.transforms import MOST_PIXELS
 from nanogen.errors import ConfigError, DataError
 from nanogen.images.ahead import ahead
 from nanogen.images.base import rows_of
@@ -135,10 +137,12 @@ class FileImages:
 
 
 def check_options(size: int | None, batch: int) -> None:
-    """ConfigError for sizes below one."""
+    """ConfigError for sizes below one, and for images larger than any that is read."""
     for name, value in (("size", size), ("batch", batch)):
         if value is not None and value < 1:
             raise ConfigError(f"{name}={value} of images: must be at least 1")
+    if size is not None and size**2 > MOST_PIXELS:
+        raise ConfigError(f"size={size} of images: must be at most {math.isqrt(MOST_PIXELS)}")
 
 
 def changes(found: Look, size: int | None) -> list[str]:

@@ -72,7 +72,7 @@ class Listed:
                 name = f"{folder}{entry.name}"
                 if is_hidden(entry.name):
                     continue
-                if entry.is_dir():
+                if _is_dir(entry):
                     self._list(f"{name}/", (*above, here))
                 else:
                     self.stamps[name] = self._stamp(name)
@@ -83,3 +83,11 @@ class Listed:
         except OSError:
             return "missing"  # a link that leads nowhere: it is reported when it is read
         return f"{found.st_size} {found.st_mtime_ns}"
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    """A link to itself is a file, which is reported when it is read."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False

@@ -51,8 +51,8 @@ class ClassAccuracy(Metric):
     def update(self, seen: Observation) -> None:
         if seen.request.labels is None:
             raise MetricError(
-                f"{self.name} needs images of known classes; these have none (class folders, or a "
-                "samples.json beside them, say which)"
+                f"{self.name} needs images of known classes; these have none (folders that are "
+                "all named as classes, or a samples.json beside them, say which)"
             )
         labels = seen.request.labels.cpu()
         logits = seen.features(self.network)[self.feature]

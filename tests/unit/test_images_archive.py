@@ -114,6 +114,8 @@ def test_what_is_no_archive(tmp_path, files):
     refused("gone.tar does not exist", tmp_path / "gone.tar")
     (tmp_path / "no.tar").write_bytes(b"nothing" * 200)
     refused("cannot read .*no.tar.* as an uncompressed tar", tmp_path / "no.tar")
+    (tmp_path / "no.zip").write_bytes(b"PK")
+    refused("no.zip is no zip", tmp_path / "no.zip")
     (tmp_path / "empty.tar").touch()
     refused("cannot read .*empty.tar|no images in .*empty.tar", tmp_path / "empty.tar")
     refused("no images in .*found 1 .txt", write(tmp_path / "b.tar", {"a.txt": b"a"}))

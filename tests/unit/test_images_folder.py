@@ -372,6 +372,8 @@ def test_no_folder_of_images(tmp_path):
     for fields in ({"size": 0}, {"batch": 0}):
         with pytest.raises(ConfigError, match="must be at least 1"):
             Folder(tmp_path / "train", **fields)
+    with pytest.raises(ConfigError, match="size=100000 of images: must be at most 8944"):
+        Folder(tmp_path / "train", size=100_000)
 
 
 def test_a_path_says_what_it_is(plain):
@@ -390,6 +392,14 @@ def test_links_are_followed_but_not_in_circles(plain, tmp_path_factory):
     images = Folder(root)
     assert images.names == [f"linked/{n}.png" for n in range(12)]
     assert not images.skipped and len(stacked(images)) == 12
+
+
+def test_links_that_lead_nowhere_are_left_out(plain):
+    (plain / "itself.png").symlink_to("itself.png")
+    (plain / "gone.png").symlink_to("nowhere.png")
+    images = Folder(plain)
+    assert images.count() == 14 and len(stacked(images)) == 12
+    assert set(images.skipped) == {"itself.png", "gone.png"}
 
 
 def test_the_fingerprint_changes_with_images_captions_and_size(plain):

@@ -19,7 +19,8 @@ from nanogen.prompts.genai import GenAi527Prompts, GenAiPrompts
 from nanogen.prompts.geneval import GenEvalPrompts, Scene, Wanted
 from nanogen.store import prepare
 
-PUBLISHED = Path("/work/shared/data/geneval/evaluation_metadata.jsonl")
+PUBLISHED = Path(__file__).parents[3] / "shared/data/geneval/evaluation_metadata.jsonl"
+"""beside the checkout, where somebody has put it"""
 
 
 @pytest.fixture
