@@ -12,6 +12,7 @@ from nanogen import config
 from nanogen.bench.record import Record
 from nanogen.errors import ConfigError
 from nanogen.evaluation import measure
+from nanogen.evaluation.measure import Plan
 from nanogen.evaluation.online import plan_of
 from nanogen.evaluation.subjects import DrawnByRun
 from nanogen.run import Run
@@ -43,4 +44,19 @@ def of_run(
         raise ConfigError(
             f"{folder} names no metrics; give some with --metrics (see nanogen ls metrics)"
         )
-    return measure.evaluate(DrawnByRun(opened), plan_of(opened.parts, out, quiet=False))
+    plan = plan_of(opened.parts, out, quiet=False)
+    _refuse_unused(plan, overrides)
+    return measure.evaluate(DrawnByRun(opened), plan)
+
+
+def _refuse_unused(plan: Plan, overrides: list[str]) -> None:
+    """ConfigError for a number of samples that none of the metrics asks for."""
+    own = {bool(metric.prompts) for metric in plan.chosen()}
+    for field, unused, why in (
+        ("samples", {True}, "bring their prompts"),
+        ("images_per_prompt", {False}, "bring no prompts"),
+    ):
+        if own == unused and any(o.startswith(f"evaluation.{field}=") for o in overrides):
+            raise ConfigError(
+                f"evaluation.{field} has no effect: {', '.join(plan.metrics)} {why}; leave it out"
+            )

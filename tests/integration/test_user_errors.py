@@ -158,6 +158,10 @@ CASES: dict[str, tuple[list[str], str]] = {
         ["eval", "runs/animals", "--metrics", "fd-animals[seed=1]"],
         "metric fd-animals has no option 'seed'",
     ),
+    "images of no prompt": (
+        ["eval", "runs/animals", "--metrics", "is-animals", "evaluation.images_per_prompt=2"],
+        "evaluation.images_per_prompt has no effect: is-animals bring no prompts",
+    ),
     "metric twice": (
         ["eval", "runs/animals", "--metrics", "is-animals,is-animals"],
         "metric is-animals is named twice",
