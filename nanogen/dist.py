@@ -110,20 +110,6 @@ def broadcast_named(tensors: Mapping[str, Tensor], source: int) -> dict[str, Ten
     return found
 
 
-def gather_rows(rows: Tensor) -> Tensor:
-    """Rows `[n_r, ...]` of all processes, concatenated in rank order; the n_r may differ."""
-    if world() == 1:
-        return rows
-    counts = [torch.zeros(1, dtype=torch.int64) for _ in range(world())]
-    td.all_gather(counts, torch.tensor([len(rows)]))
-    # All processes must offer the same shape: the shorter ones are filled up.
-    longest = int(max(counts))
-    offered = torch.cat([rows, rows.new_zeros(longest - len(rows), *rows.shape[1:])])
-    parts = [torch.empty_like(offered) for _ in counts]
-    td.all_gather(parts, offered)
-    return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
-
-
 def barrier() -> None:
     if world() > 1:
         td.barrier()

@@ -72,7 +72,6 @@ class Settled:
     context: Context
     texts: tuple[str, ...]
     """captions that the reference data offer"""
-    kind: str
     size: int | None
 
 
@@ -169,7 +168,7 @@ def _settled(metrics: Sequence[str], settings: Foreign) -> Settled:
         metrics, own = preset.evaluation.metrics, True
     size = settings.size or (task.source.size if own or settings.reference else None)
     context = Context(task.source, device, precision=settings.evaluation.precision)
-    return Settled(tuple(metrics), context, task.source.prompts(), kind, size)
+    return Settled(tuple(metrics), context, task.source.prompts(), size)
 
 
 def _kind(metrics: Sequence[str]) -> tuple[str, bool]:

@@ -77,8 +77,7 @@ class AlignmentMetric(PromptedMetric):
         }
 
     def close(self) -> None:
-        if self.__dict__.pop("network", None) is not None and self.context.device.type == "cuda":
-            torch.cuda.empty_cache()
+        self.__dict__.pop("network", None)
 
 
 class CosineMetric(AlignmentMetric):

@@ -17,7 +17,6 @@ Why an image is wrong:
 from __future__ import annotations
 
 import functools
-import gc
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
@@ -103,14 +102,8 @@ class GenEval(PromptedMetric):
         return ColourClip(clip, Cut(background, self.chosen["crop"] == "yes"))
 
     def close(self) -> None:
-        opened = [name for name in ("detector", "colours") if name in self.__dict__]
-        for name in opened:
-            del self.__dict__[name]
-        if opened:
-            # Modules that refer to themselves are not freed by losing their last name.
-            gc.collect()
-            if self.context.device.type == "cuda":
-                torch.cuda.empty_cache()
+        for name in ("detector", "colours"):
+            self.__dict__.pop(name, None)
 
     def verdicts(self, images: Tensor, texts: Sequence[str]) -> list[Verdict]:
         """Whether each image, uint8 [B, 3, H, W], shows the scene of its prompt, and why not."""

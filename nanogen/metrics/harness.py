@@ -109,7 +109,7 @@ def measure(metrics: Sequence[Metric], work: Work, context: Context) -> Scores:
         for metric in metrics:
             metric.close()
         load_encoder.cache_clear()
-        # Frozen networks hold themselves in a cycle: they go when that is collected.
+        # Networks of libraries may hold themselves in a cycle: they go when that is collected.
         gc.collect()
         if context.device.type == "cuda":
             torch.cuda.empty_cache()

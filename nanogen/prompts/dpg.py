@@ -54,20 +54,16 @@ class DpgPrompts(PromptSet):
         with prepared.path.open(encoding="utf-8", newline="") as table:
             self.items = parse(table.read(), str(prepared.path))
         """item_id -> prompt, in the order of the file"""
-        self._by_text = {text: item for item, text in self.items.items()}
-        if not len(self._by_text) == len(self.items) == self.count:
+        unique = len(set(self.items.values()))
+        if not unique == len(self.items) == self.count:
             raise DataError(
-                f"{prepared.path} holds {len(self._by_text)} unique prompts of {len(self.items)} "
+                f"{prepared.path} holds {unique} unique prompts of {len(self.items)} "
                 f"items, not {self.count}; {_anew()}"
             )
 
     @property
     def texts(self) -> tuple[str, ...]:
         return tuple(self.items.values())
-
-    def item_of(self, text: str) -> str:
-        """The item_id of one of the prompts; KeyError for any other text."""
-        return self._by_text[text]
 
 
 def parse(table: str, where: str) -> dict[str, str]:

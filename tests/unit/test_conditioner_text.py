@@ -344,3 +344,21 @@ def test_stacked_rows():
     condition = stacked([torch.ones(2, 3), torch.zeros(0, 3), torch.ones(1, 3)])
     assert condition.mask.tolist() == [[True, True], [False, False], [True, False]]
     assert condition.features.sum((1, 2)).tolist() == [6, 0, 3]
+
+
+def test_a_frozen_network_goes_with_its_last_use() -> None:
+    """By counting references alone, and it stays in eval mode until then."""
+    import gc
+    import weakref
+
+    from nanogen.frozen import frozen
+
+    gc.disable()
+    try:
+        network = frozen(torch.nn.Linear(2, 2))
+        assert network.train() is network and not network.training
+        left = weakref.ref(network)
+        del network
+        assert left() is None
+    finally:
+        gc.enable()
