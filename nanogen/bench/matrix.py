@@ -65,7 +65,7 @@ BENCHMARKS = {
         tasks=("animals", "scenes"),
         budgets={
             "smoke": Budget(128, {"animals": 256, "scenes": 60}, most_steps=4),
-            "quick": Budget(7_040, {"animals": 400, "scenes": 265}),
+            "quick": Budget(6_080, {"animals": 320, "scenes": 265}),
             "full": Budget(48_000, {"animals": 1_000, "scenes": 530}, halfway=True),
         },
     ),

@@ -1,7 +1,7 @@
 """What a metric said of each image, beside the record of its score: for paired comparisons.
 
-    scenes-vae-scene-eval-ema-7040-1a2b3c4d.record.json
-    scenes-vae-scene-eval-ema-7040-1a2b3c4d.outcomes.json
+    scenes-vae-scene-eval-ema-6080-1a2b3c4d.record.json
+    scenes-vae-scene-eval-ema-6080-1a2b3c4d.outcomes.json
 
 Leaderboards never read them. Two evaluations on the same prompts are compared prompt by prompt,
 which is far sharper than comparing their means.
