@@ -1,10 +1,10 @@
 """Does MeanFlow learn to draw in one step? Classes of one fixed latent each, learned by heart.
 
-The bounds are three times what the published implementation reaches on the same problem. What is
-published of it does not name the law of its times; here their logit has mean 0, as in the rows of
-flow matching. At MeanFlow's own -0.4 the end t = 1, where one step starts, is hardly seen within so
-few steps, and the bound of two steps is missed. A network that has learned instantaneous velocities
-alone does not come near.
+The bounds are three times what the published implementation reaches on the same problem. Times are
+drawn by the law that it takes where no other is named, logit-normal(0, 1). At MeanFlow's own mean of
+-0.4 the end t = 1, where one step starts, is hardly seen within so few steps: one step then comes to
+0.09 to 0.34, two steps to 0.014 to 0.10. A network that has learned instantaneous velocities alone
+does not come near.
 """
 
 from __future__ import annotations
@@ -100,17 +100,6 @@ def improved(**fields: object) -> ImprovedMeanFlowConfig:
 @pytest.mark.parametrize("mixing", ["sample", "step"])
 def test_one_and_two_steps(mixing: str) -> None:
     model = trained(meanflow(mixing=mixing))
-    assert error(model, 1) < ONE and error(model, 2) < TWO
-
-
-@pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True,
-    reason="two steps miss the bound of 0.0111: 0.0137 by sample, 0.0471 by step mixing",
-)
-def test_at_its_own_times() -> None:
-    """Strict: whoever reaches the bound takes the mark away."""
-    model = trained(meanflow(time_mean=-0.4))
     assert error(model, 1) < ONE and error(model, 2) < TWO
 
 
