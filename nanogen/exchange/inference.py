@@ -13,6 +13,7 @@ from math import isqrt
 
 from torch import Tensor
 
+from nanogen.backbones.layers import CLASS_TOKENS, TIME_TOKENS
 from nanogen.errors import DataError
 from nanogen.exchange.architecture import DDT, LIGHTNING, Architecture, Tower
 from nanogen.exchange.padding import Blocks, mlp_ratio
@@ -47,6 +48,7 @@ class _Inference:
         self.first = min(decoding, default=self.blocks)
         """number of the first block of the decoder"""
         self._require()
+        self._count_tokens()
 
     def architecture(self, ratio: float | None) -> Architecture:
         stacks = self._stacks()
@@ -92,6 +94,22 @@ class _Inference:
                 raise DataError(
                     f"{self.where}: {name} is {list(self.tensors[name].shape)}, but it should have "
                     f"{wanted} axes; give a checkpoint as diffusion-bench saved it"
+                )
+
+    def _count_tokens(self) -> None:
+        """DataError where a time or a class has other than the published number of tokens."""
+        tokens = {
+            "t_embedder": TIME_TOKENS,
+            "t_abs_embedder": TIME_TOKENS,
+            "ctx_embedder": CLASS_TOKENS,
+        }
+        for name, count in tokens.items():
+            found = self._width(f"{name}.learnable_tokens", 0)
+            if found not in (None, count):
+                raise DataError(
+                    f"{self.where}: {name} makes {found} tokens; a checkpoint of diffusion-bench "
+                    f"can be converted with {TIME_TOKENS} tokens of a time and {CLASS_TOKENS} of a "
+                    "class, as all published ones have"
                 )
 
     @property

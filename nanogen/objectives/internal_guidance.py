@@ -5,7 +5,9 @@
     loss = L(network) + weight L(head after block 8)
 
 What the head predicts is weaker, so samplers can guide away from it without a second network: its
-use is `sampling.internal`'s matter. The loss is that of the objective, on the same target.
+use is `sampling.internal`'s matter. The loss is that of the objective, on the same target: under
+MeanFlow the head learns the guided mean velocity too, where diffusion-bench would teach it the
+plain velocity (none of its configs does).
 """
 
 from __future__ import annotations

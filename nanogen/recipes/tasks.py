@@ -33,8 +33,14 @@ PAPER: Values = {
     "optimiser": "adamw",
     "backbone": "ddt",
     "train.precision": "bf16",
+    "task.data.flip": False,
+    "task.data.validation": 0.0,
+    "task.data.held_out": 5e-4,
 }
-"""the paper's size and optimiser: the defaults of every config class"""
+"""the paper's size and optimiser: the defaults of every config class; images as they are, since
+its code mirrors none and a caption may say what is on the left, and next to all of them: some
+captions are kept to draw
+"""
 
 TEXT_TO_IMAGE: Values = {
     "task": "text_to_image",

@@ -12,9 +12,10 @@ SETTLED = 0.04
 
 def times(steps: int, ratio: float = 1.0) -> list[float]:
     """n + 1 times from 1.0 to 0.0; `ratio` is the shift a. Plain floats, so that no solver waits
-    for a device.
+    for a device, and each k / n the nearest there is: an interval of guidance may begin or end
+    there, which 1 - i / n would miss by a rounding.
     """
-    return [_shifted(1 - i / steps, ratio) for i in range(steps + 1)]
+    return [_shifted((steps - i) / steps, ratio) for i in range(steps + 1)]
 
 
 def stochastic_times(steps: int, ratio: float = 1.0) -> list[float]:

@@ -291,6 +291,14 @@ def test_positions_of_no_square_are_refused() -> None:
         from_reference(tensors)
 
 
+@pytest.mark.parametrize("name", ["t_embedder", "ctx_embedder"])
+def test_other_numbers_of_tokens_are_refused(name: str) -> None:
+    tensors = published(PLAIN)
+    tensors[f"{name}.learnable_tokens"] = torch.zeros(3, 32)
+    with pytest.raises(DataError, match=f"{name} makes 3 tokens; .* 4 tokens of a time and 8 of a"):
+        from_reference(tensors)
+
+
 def test_half_precision_is_widened() -> None:
     tensors = {name: tensor.bfloat16() for name, tensor in published(PLAIN).items()}
     module = from_reference(tensors).module()

@@ -90,8 +90,13 @@ def test_scales(scale: float) -> None:
 def test_ends_of_the_interval_belong_to_it() -> None:
     guidance = Guidance(scale=2.0, low=0.1, high=0.9)
     assert [guidance.covers(t) for t in (0.09, 0.1, 0.5, 0.9, 0.91)] == [0, 1, 1, 1, 0]
-    # A uniform grid meets 0.9 exactly.
-    assert 0.9 in times(50) and Guidance(scale=2.0, high=0.9).covers(times(50)[5])
+
+
+@pytest.mark.parametrize("steps", [10, 20, 50, 100, 250])
+def test_a_uniform_grid_meets_every_tenth(steps: int) -> None:
+    """So that an interval that begins or ends there holds the step."""
+    grid = times(steps)
+    assert [grid[steps - k * steps // 10] for k in range(11)] == [k / 10 for k in range(11)]
 
 
 def test_guiding_data_is_guiding_velocity() -> None:

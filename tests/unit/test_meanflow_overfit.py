@@ -1,10 +1,10 @@
 """Does MeanFlow learn to draw in one step? Classes of one fixed latent each, learned by heart.
 
 The bounds are three times what the published implementation reaches on the same problem. Times are
-drawn by the law that it takes where no other is named, logit-normal(0, 1). At MeanFlow's own mean of
--0.4 the end t = 1, where one step starts, is hardly seen within so few steps: one step then comes to
-0.09 to 0.34, two steps to 0.014 to 0.10. A network that has learned instantaneous velocities alone
-does not come near.
+drawn by the law that it takes where no other is named, logit-normal(0, 1). At MeanFlow's own mean
+of -0.4 the end t = 1, where one step starts, is hardly seen within so few steps: one step then
+comes to 0.09 to 0.34, two steps to 0.014 to 0.10. A network that has learned instantaneous
+velocities alone does not come near.
 """
 
 from __future__ import annotations

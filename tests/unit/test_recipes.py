@@ -39,6 +39,13 @@ def test_papers_training(name: str) -> None:
     assert (run.sampling.solver, run.sampling.steps) == ("euler", 50)
 
 
+@pytest.mark.parametrize("name", ["imagenet/jit", "t2i/flux2", "t2i-512/flux2", "t2i/flux2@paper"])
+def test_papers_images(name: str) -> None:
+    """Next to all of them, none mirrored: a caption may say what is on the left."""
+    data = recipes.preset(name).task.data
+    assert (data.flip, data.validation, data.held_out) == (False, 0.0, 5e-4)
+
+
 @pytest.mark.parametrize(
     "name, prediction, mean, std, scale, high",
     [
