@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,10 @@ from nanogen.metrics.base import Outcomes
 
 MEASURED = {"metric", "value", "standard_error", "higher_is_better", "seconds", "schema"}
 """fields that are the result of an evaluation, not its conditions"""
-MUST_AGREE = (
-    *("version", "n", "facts.network", "facts.network_hash"),
-    *("facts.reference_hash", "facts.reference_images"),
-)
-"""conditions without which two values of a metric are no comparison"""
+MUST_AGREE = re.compile(r"version|n|facts\.network|facts\.reference_images|facts\..+_(hash|sha256)")
+"""conditions without which two values of a metric are no comparison: whatever is hashed (networks,
+references, prompts), and how many samples there are
+"""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ class Difference:
     def obstacles(self) -> list[str]:
         """Conditions that differ although they must not."""
         a, b = conditions(self.first), conditions(self.second)
-        return [name for name in MUST_AGREE if a.get(name) != b.get(name)]
+        names = filter(MUST_AGREE.fullmatch, sorted({*a, *b}))
+        return [name for name in names if a.get(name) != b.get(name)]
 
     @property
     def verdict(self) -> str:

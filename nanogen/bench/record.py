@@ -28,7 +28,7 @@ SCHEMA = 1
 """raised when a field changes its meaning"""
 SUFFIX = ".record.json"
 
-DISTINGUISHING = ("repeats", "image_size", "reference", "reference_hash")
+DISTINGUISHING = ("repeats", "image_size", "reference", "reference_hash", "captions_hash")
 """facts that make it another evaluation"""
 
 Plain = str | int | float | bool | None | list[Any]

@@ -14,15 +14,15 @@ from torch import Tensor
 
 from nanogen import recipes
 from nanogen.bench.record import Plain, Record
-from nanogen.errors import ConfigError
-from nanogen.evaluation.measure import Plan, evaluate
+from nanogen.errors import ConfigError, MetricError
+from nanogen.evaluation.measure import Plan, check, evaluate
 from nanogen.evaluation.settings import Evaluation
-from nanogen.evaluation.subjects import Given, prompted, samples_of
+from nanogen.evaluation.subjects import Given, prompt_set, prompted, samples_of
 from nanogen.images.open import open_images
 from nanogen.images.pipeline import Pipeline
 from nanogen.images.settings import PipelineConfig
 from nanogen.metrics import harness
-from nanogen.metrics.base import Context
+from nanogen.metrics.base import Context, Metric
 from nanogen.run import pick_device
 from nanogen.sampling.draw import read_prompts
 from nanogen.types import Request
@@ -82,12 +82,17 @@ def of_images(place: Path, metrics: Sequence[str], settings: Foreign, out: Path)
     _refuse(settings, ("samples", "images_per_prompt", "every", "quantise"), "--images")
     _refuse_own(settings, ("classes",), "--images")
     settled = _settled(metrics, settings)
+    if settled.size is None:
+        _refuse_mixed(settled)
     context = settled.context
     images = open_images(place, settled.size, context.source.classes)
     subject = Given(images, device=context.device.type, precision=context.precision)
     texts = images.request(0, images.count()).texts or ()
+    plan = _plan(settled, settings, out, texts)
+    check(subject, plan)
+    _check_whole(plan, set(texts))
     try:
-        return evaluate(subject, _plan(settled, settings, out, texts))
+        return evaluate(subject, plan)
     finally:
         for name, reason in itertools.islice(images.skipped.items(), MOST_NAMED):
             log.warning("skipped %s: %s", name, reason)
@@ -113,11 +118,26 @@ def of_pipeline(
     texts = tuple(read_prompts(prompts)) if prompts else settled.texts
     if pipeline.kind == "text_to_image":
         _refuse_own(settings, ("classes",), name)
+        if not (prompts or settings.reference):
+            _refuse_without_prompts(settled)
     subject = DrawnByPipeline(pipeline, texts, settings)
     try:
         return evaluate(subject, _plan(settled, settings, out, texts))
     finally:
         pipeline.close()
+
+
+def _check_whole(plan: Plan, shown: set[str]) -> None:
+    """MetricError where images were drawn for some prompts of a set only: the name of its metric
+    stands for all. Captions of others are refused where they are measured.
+    """
+    for metric in plan.chosen():
+        prompts = set(prompt_set(metric.prompts).texts) if metric.prompts else set()
+        if shown and prompts > shown:
+            raise MetricError(
+                f"{metric.title} needs at least one image of each of its {len(prompts)} prompts, "
+                f"and only {len(shown)} of them have any; add the others"
+            )
 
 
 def _refuse(settings: Foreign, fields: Sequence[str], where: str) -> None:
@@ -183,8 +203,35 @@ def _kind(metrics: Sequence[str]) -> tuple[str, bool]:
             f"metrics of {' and '.join(sorted(kinds))} tasks have no images in common; "
             "give one kind at a time"
         )
-    own = all(not metric.assets and not metric.prompts for metric in chosen)
+    own = all(map(_is_own, chosen))
     return kinds.pop() if kinds else "class_conditional", own
+
+
+def _is_own(metric: Metric) -> bool:
+    return not metric.assets and not metric.prompts
+
+
+def _refuse_mixed(settled: Settled) -> None:
+    """ConfigError where some metrics see images at the size of the package's data and others as
+    they are: the score of one must not depend on which others are named.
+    """
+    chosen = harness.choose(settled.metrics, settled.context)
+    if named := [metric.title for metric in chosen if _is_own(metric)]:
+        size = settled.context.source.size
+        raise ConfigError(
+            f"{', '.join(named)} would see images at {size} px and the others as they are; measure "
+            f"them one after the other, or add size={size}"
+        )
+
+
+def _refuse_without_prompts(settled: Settled) -> None:
+    """ConfigError where captions of the package's data would stand in for those of the user."""
+    chosen = harness.choose(settled.metrics, settled.context)
+    if named := [metric.title for metric in chosen if not metric.prompts and not _is_own(metric)]:
+        raise ConfigError(
+            f"{', '.join(named)}: no prompts to draw; give some with --prompts FILE, or name data "
+            "that have some with --reference"
+        )
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import ClassVar, cast
 
@@ -101,7 +102,10 @@ class PromptedMetric(Metric):
         values = rows["values"]
         tags = tuple(self.tag_of(text) for text in texts)
         judged = Judged(Outcomes(texts, tags, tuple(values[:, 0].tolist())))
-        return self.scores(judged, values[:, 1:])
+        found = self.scores(judged, values[:, 1:])
+        # Published sets say which they are; of all others only their texts tell.
+        told = {} if self.prompts else {"captions_hash": judged.captions_hash()}
+        return {name: replace(one, facts={**one.facts, **told}) for name, one in found.items()}
 
 
 def key_of(text: str) -> int:

@@ -6,6 +6,7 @@ would be too narrow, and a bootstrap of a Fréchet distance would be biased: nei
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,11 @@ class Judged:
     def tags(self) -> tuple[str, ...]:
         """Those present, in the order of their first image."""
         return tuple(dict.fromkeys(self.outcomes.tags))
+
+    def captions_hash(self) -> str:
+        """Of the set of prompts, whatever their order and however often each is drawn."""
+        said = repr(sorted(set(self.outcomes.prompts)))
+        return hashlib.sha256(said.encode()).hexdigest()
 
     def mean_of_images(self, tag: str | None = None) -> float:
         """The mean over all images, or over those of a tag."""

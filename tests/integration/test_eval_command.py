@@ -6,6 +6,7 @@ Everything that they need of others is tiny and random, in the real formats, in 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,6 +21,7 @@ from tiny import invoke, ranks, tiny, trained
 from tiny_assets import tiny_assets
 from tiny_pipelines import write_pipeline
 
+from nanogen import registry
 from nanogen.bench import outcomes, record
 from nanogen.bench.record import Record
 from nanogen.evaluation import foreign, online
@@ -97,6 +99,26 @@ def test_too_few_for_a_set_of_prompts_are_refused(images, tmp_path, monkeypatch,
     assert "each of its 1065 prompts, not 24 samples" in capsys.readouterr().err
 
 
+def test_images_of_some_prompts_are_refused_before_they_are_measured(
+    images, tmp_path, monkeypatch, capsys
+):
+    """As many images as there are prompts, of half of the prompts."""
+    folder = tmp_path / "half"
+    folder.mkdir()
+    prompts = registry.get("prompts", "dpg")().texts
+    (folder / "captions.jsonl").write_text(
+        "".join(
+            json.dumps({"file_name": f"{n}.png", "text": prompts[n // 2]}) + "\n"
+            for n in range(len(prompts))
+        )
+    )
+    for number in range(len(prompts)):
+        os.link(images / "000000.png", folder / f"{number}.png")
+    arguments = ["eval", "--images", str(folder), "--metrics", "dpg"]
+    assert invoke(monkeypatch, *arguments, "--out", str(tmp_path / "out")) == 2
+    assert "each of its 1065 prompts, and only 533 of them have any" in capsys.readouterr().err
+
+
 def test_a_pipeline_draws_and_is_compared(place, images, tmp_path, monkeypatch, capsys):
     pipeline = write_pipeline(place / "pipeline", "StableDiffusion3Pipeline")
     arguments = ["eval", "--pipeline", str(pipeline), "--metrics", "geneval"]
@@ -116,6 +138,10 @@ def test_a_pipeline_draws_and_is_compared(place, images, tmp_path, monkeypatch, 
         (["--metrics", "vqascore", "evaluation.samples=9"], "evaluation.samples=9 has no effect"),
         (["--metrics", "vqascore", "pipeline.steps=9"], "pipeline.* has no effect on --images"),
         (["--metrics", "geneval,accuracy-animals"], "have no images in common"),
+        (
+            ["--metrics", "geneval,scene-eval"],
+            "scene-eval would see images at 40 px and the others as they are",
+        ),
         (["--metrics", "fid[reference=nothing]"], "nothing"),
         (["--metrics", "fid50k"], "fid50k"),
         (["--metrics", "vqascore", "machine.threads=0"], "machine.threads=0"),
@@ -197,6 +223,8 @@ def test_images_are_recorded_as_measured(images, tmp_path, monkeypatch):
             "evaluation.images_per_prompt=3 has no effect",
         ),
         ([], "name what to measure with --metrics"),
+        (["--metrics", "geneval,clip-score"], "clip-score: no prompts to draw; give some with"),
+        (["--metrics", "fid"], "fid: no prompts to draw; give some with"),
     ],
 )
 def test_pipeline_settings_without_effect(place, tmp_path, monkeypatch, capsys, arguments, message):

@@ -157,6 +157,7 @@ def test_facts_and_the_share_of_prompts_that_are_cut() -> None:
         "variant": "cosine",
         "prompts": 5,
         "prompts_cut": 0.2,
+        "captions_hash": facts["captions_hash"],
     }
 
 

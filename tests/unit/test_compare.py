@@ -57,6 +57,14 @@ def differing(comparison: Comparison) -> dict[object, tuple[object, object]]:
         (changed(value=0.90, n=10), "not comparable: other n"),
         (changed(facts={"reference_hash": "x"}), "not comparable: other facts.reference_hash"),
         (changed(value=0.90, version=2), "not comparable: other version"),
+        (
+            changed(value=0.90, facts={**BASE.facts, "detector_hash": "x", "model_sha256": "y"}),
+            "not comparable: other facts.detector_hash, facts.model_sha256",
+        ),
+        (
+            changed(value=0.90, facts={**BASE.facts, "captions_hash": "x"}),
+            "not comparable: other facts.captions_hash",
+        ),
     ],
 )
 def test_verdicts(second: Record, expected: str) -> None:

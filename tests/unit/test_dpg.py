@@ -182,6 +182,18 @@ def test_broad_category_is_of_all_its_kinds() -> None:
     assert found["asked/attribute-texture"].value == 0
 
 
+def test_a_category_is_a_share_of_questions_not_of_images() -> None:
+    """One of one and none of three are a quarter."""
+    first = (Question(1, (), "attribute - color", "q1"),)
+    second = tuple(Question(n, (), "attribute - color", f"r{n}") for n in (1, 2, 3))
+    metric = asked(Says(r1=255, r2=255, r3=255))
+    items = {TEXTS[0]: Item("a", TEXTS[0], first), TEXTS[1]: Item("b", TEXTS[1], second)}
+    metric.__dict__["items"] = items
+    found, _ = measured(metric, TEXTS[:2])
+    assert found["asked/attribute-color"].value == 0.25
+    assert found["asked"].value == 0.5
+
+
 def test_four_images_of_a_prompt() -> None:
     """The mean over images; its spread is over prompts, which come whole."""
     texts = [*TEXTS[4:8]] * 4

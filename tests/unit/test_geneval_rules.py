@@ -22,6 +22,10 @@ GOLDEN_RELATIONS = [
     ((0, 0, 10, 10), (40, 20, 50, 30), {"left of"}),
     ((0, 0, 10, 10), (40, 40, 50, 50), {"left of", "above"}),
     ((5, 5, 15, 15), (5, 5, 15, 15), set()),
+    # By hand, about the tolerance of 0.1: (39 - 20) / 39 is less than half, (40 - 20) / 40 is half.
+    ((0, 0, 100, 100), (39, 0, 139, 100), set()),
+    ((0, 0, 100, 100), (40, 0, 140, 100), set()),
+    ((0, 0, 100, 100), (41, 0, 141, 100), {"left of"}),
     # Two detections in real images: a skateboard to a person.
     ((379, 488, 860, 804), (139, 0, 787, 720), {"below"}),
     ((425, 729, 541, 961), (148, 117, 817, 872), {"below"}),
@@ -87,6 +91,12 @@ def test_colour_is_read_of_the_most_confident_object():
     assert not correct(scene, found("cow", x=0))
     assert correct(scene, found("cow", 0.5, x=0), found("cow", 0.6, x=60))
     assert not correct(scene, found("cow", 0.6, x=0), found("cow", 0.5, x=60))
+
+
+def test_as_many_objects_as_are_wanted_have_the_colour():
+    scene = Scene("colors", (Thing("cow", count=2, colour="blue"),))
+    assert correct(scene, found("cow", x=60), found("cow", x=80))
+    assert not correct(scene, found("cow", x=60), found("cow", x=0))
 
 
 def test_two_colours_belong_to_their_own_objects():

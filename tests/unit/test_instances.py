@@ -108,6 +108,7 @@ def test_the_surest_hundred_are_looked_at(compat):
     classes = torch.stack([shares, 1 - shares], 1).log()
     masks = torch.full((130, 2, 2), 30.0)
     found = instances(classes, masks, Sizes((2, 2), (2, 2)), ("cow",), compat)
+    assert PICKS == 100
     expected = shares.flip(0)[:PICKS].tolist()
     assert [one.score for one in found] == pytest.approx(expected, abs=1e-5)
 

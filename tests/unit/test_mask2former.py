@@ -179,6 +179,17 @@ def test_files_of_another_model_are_refused(folder, tmp_path):
         opened(place)
 
 
+def test_published_names_of_classes(folder, tmp_path):
+    """Those of the published config.json that differ from GenEval's, by their place in COCO."""
+    names = {3: "motorbike", 4: "aeroplane", 57: "sofa", 58: "pottedplant", 60: "diningtable"}
+    names |= {62: "tvmonitor", 64: "mouse", 65: "remote", 66: "keyboard"}
+
+    def published(fields):
+        fields["id2label"] = {str(i): names.get(i, name) for i, name in enumerate(NAMES)}
+
+    assert opened(changed(folder, tmp_path / "published", published)).network is not None
+
+
 def test_other_classes_are_refused(folder, tmp_path):
     def swapped(fields):
         names = fields["id2label"]

@@ -72,6 +72,21 @@ def test_wide_search_is_exhaustive() -> None:
     assert len({len(answer) for answer in found}) > 1, "answers of several lengths"
 
 
+def test_penalty() -> None:
+    """((5 + length) / 6)^0.6"""
+    rules = Rules(start=0, end=1)
+    assert rules.penalty(1) == 1
+    assert rules.penalty(7) == pytest.approx(2**0.6)
+
+
+def test_an_answer_does_not_depend_on_its_neighbours() -> None:
+    """A question that is answered waits for the others."""
+    rules = Rules(start=0, end=1, beams=3, shortest=1, longest=5)
+    tables = [table(4, seed) for seed in range(100)]
+    alone = [beam_search(batched([of]), 1, rules)[0] for of in tables]
+    assert beam_search(batched(tables), len(tables), rules) == alone
+
+
 def literal_search(of, vocabulary: int, rules: Rules) -> list[int]:
     """The search with lists, one question at a time."""
     beams = [(0.0, [rules.start])]

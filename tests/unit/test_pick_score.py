@@ -51,3 +51,14 @@ def test_score_and_facts() -> None:
     assert score.facts["model_sha256"] == find(MODEL).sha256
     assert score.facts["clip-vit-h-14-tokenizer_sha256"] == find(TOKENIZER).sha256
     assert score.facts["prompts_cut"] == pytest.approx(1 / 3)
+
+
+def test_a_score_says_which_prompts_it_is_of() -> None:
+    def told(texts: tuple[str, ...], rows: list[int]) -> object:
+        return seen(made(PickScore), IMAGES[rows], texts)["pick-score"].facts["captions_hash"]
+
+    whole = told(TEXTS, [0, 1, 2])
+    assert told(TEXTS[::-1], [2, 1, 0]) == whole
+    assert told((*TEXTS, TEXTS[0]), [0, 1, 2, 0]) == whole
+    assert told(("a red cow", "two blue dogs", "y"), [0, 1, 2]) != whole
+    assert told(TEXTS[:2], [0, 1]) != whole
