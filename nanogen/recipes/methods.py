@@ -32,6 +32,15 @@ REPA_UPSTREAM: Values = {
 }
 """REPA as its authors train it (arXiv 2410.06940)"""
 
+SIT_TRAINING: Values = {
+    "optimiser.lr": 1e-4,
+    "train.batch": 256,
+    "train.ema": 0.9999,
+    "schedule.warmup": 0,
+    "schedule.final": 1.0,
+}
+"""how SiT trains, and all that was built on it: a constant rate, a quarter of the paper's batch"""
+
 JIT_TIMES: Values = {
     "objective.time_mean": 0.8356,
     "objective.time_std": 0.8,
@@ -60,7 +69,8 @@ def _reg(plain: MethodRecipe, guidance: float) -> MethodRecipe:
         tasks=BOTH,
         values=plain.values | REG,
         guidance=guidance,
-        upstream=REPA_UPSTREAM
+        upstream=SIT_TRAINING
+        | REPA_UPSTREAM
         | {"sampling.solver": "sde", "sampling.steps": 250, "sampling.guidance.leaves": 1.5},
     )
 
@@ -123,7 +133,10 @@ PIXEL: dict[str, MethodRecipe] = {
         released=CLAMPED,
         # The config leaves out that the grid is even, which that of ImageNet says.
         released_on={"t2i": {"sampling.shift_base": 4096}},
-        upstream={"backbone": "pixnerd", "objective.time_mean": 0.0} | REPA_UPSTREAM,
+        upstream={"backbone": "pixnerd", "objective.time_mean": 0.0}
+        | SIT_TRAINING
+        | REPA_UPSTREAM
+        | {"sampling.steps": 100, "sampling.guidance.scale": 3.5},
     ),
     "pixelgen": MethodRecipe(
         "PixelGen's objective: JiT's with perceptual losses (arXiv 2602.02493)",
@@ -141,9 +154,21 @@ PIXEL: dict[str, MethodRecipe] = {
             "terms.pdino.encoder": TEACHER,
         },
         guidance=2.0,
-        upstream={"backbone": "jit", "terms.pdino.loss": "cosine", "terms.pdino.threshold": 1.0}
-        | REPA_UPSTREAM
-        | {"sampling.solver": "heun", "sampling.guidance.scale": 2.25},
+        # Their mean over the gated is one over all samples for P-DINO, by a slip of broadcasting.
+        upstream={
+            "backbone": "jit",
+            "objective.time_mean": 0.8,
+            "terms.lpips.normalise_by": "gated",
+            "terms.pdino.loss": "cosine",
+            "terms.pdino.threshold": 1.0,
+            "sampling.solver": "heun",
+            # A shift of 2.
+            "sampling.shift_base": 3 * 256**2 // 4,
+            "sampling.guidance.scale": 2.25,
+            "sampling.guidance.low": 0.1,
+        }
+        | SIT_TRAINING
+        | REPA_UPSTREAM,
     ),
 }
 
@@ -163,7 +188,7 @@ def _meanflow(summary: str, tasks: tuple[str, ...], kappa: float, steps: int, tr
         tasks,
         values,
         released=CLAMPED | {"objective.mixing": "step"},
-        upstream={"optimiser.lr": 1e-4, "train.batch": 256, "train.ema": 0.9999},
+        upstream=SIT_TRAINING | {"objective.instants": "later"},
         trained_as=trained_as,
     )
 

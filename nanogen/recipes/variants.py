@@ -64,9 +64,12 @@ def _upstream(task: TaskRecipe, method: MethodRecipe, values: Values) -> Values:
     """The length and guidance of a method's own ImageNet run say nothing of another task."""
     found = dict(method.upstream)
     if not task.best_guidance:
-        for path in ("train.images", "sampling.guidance.scale", "sampling.guidance.leaves"):
-            found.pop(path, None)
-    return paper_schedule(found.get("train.images", values["train.images"])) | found
+        found = {
+            path: value
+            for path, value in found.items()
+            if path != "train.images" and not path.startswith("sampling.guidance.")
+        }
+    return found
 
 
 def _longer(task: TaskRecipe, method: MethodRecipe, values: Values) -> Values:

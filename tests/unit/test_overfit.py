@@ -20,18 +20,50 @@ from nanogen.sampling.solvers import euler
 from nanogen.train.adamw import AdamWConfig
 from nanogen.train.muon import MuonConfig
 from nanogen.train.schedule import Schedule
-from nanogen.types import Batch, LabelCondition, LatentSpec, State, Wiring
+from nanogen.types import (
+    Batch,
+    Conditioner,
+    ConditionSpec,
+    LatentSpec,
+    Request,
+    State,
+    TextCondition,
+    Wiring,
+)
+
+
+class Captions:
+    """A text encoder that knows one caption for each class, of one to four tokens."""
+
+    spec = ConditionSpec(width=16, tokens=4)
+    fingerprint = "captions"
+
+    def __init__(self, classes: int) -> None:
+        which = torch.arange(classes)
+        self.mask = torch.arange(4) <= which[:, None] % 4
+        self.features = rng.normal(3, "captions", which, (4, 16)) * self.mask[..., None]
+
+    def encode(self, given: Batch | Request) -> TextCondition:
+        return TextCondition(self.features[given.labels], self.mask[given.labels])
+
+    def null(self, count: int) -> TextCondition:
+        return TextCondition(torch.zeros(count, 0, 16), torch.zeros(count, 0, dtype=torch.bool))
 
 
 class Memory:
     """A network that learns one latent for each class."""
 
     def __init__(
-        self, prediction: str, backbone: DdtConfig, latent: LatentSpec, classes: int
+        self,
+        prediction: str,
+        backbone: DdtConfig,
+        latent: LatentSpec,
+        classes: int,
+        conditioner: Conditioner | None = None,
     ) -> None:
         torch.manual_seed(0)
         facts = Facts(0, latent, latent.height, backbone.width, lambda latents: latents)
-        conditioner = Labels(classes)
+        conditioner = conditioner or Labels(classes)
         self.model = Model(
             backbone.build(latent, conditioner.spec, Wiring()),
             FlowConfig(prediction=prediction, shift_base=None).build(facts, {}),
@@ -52,7 +84,8 @@ class Memory:
             keys = torch.arange(seen, seen + batch)
             labels = keys % len(self.labels)
             given = Batch(self.truth[labels], keys, labels=labels)
-            parts, _ = self.model(given, self.truth[labels], LabelCondition(labels))
+            condition = self.model.conditioner.encode(given)
+            parts, _ = self.model(given, self.truth[labels], condition)
             loss = parts["flow"].mean()
             loss.backward()
             nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -66,10 +99,11 @@ class Memory:
     @torch.no_grad()
     def samples(self) -> Tensor:
         """One of each class, in 50 Euler steps."""
+        condition = self.model.conditioner.encode(Request(self.labels, labels=self.labels))
 
         def field(state: State, t: float, to: float) -> State:
             time = torch.full((len(self.labels),), t)
-            prediction = self.model.backbone(state, time, LabelCondition(self.labels)).state
+            prediction = self.model.backbone(state, time, condition).state
             return self.model.objective.velocity(prediction, state, time)
 
         noise = {"image": rng.normal(2, "start", self.labels, tuple(self.truth.shape[1:]))}
@@ -80,12 +114,16 @@ class Memory:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("prediction, published", [("v", 0.0047), ("x", 0.00065)])
-def test_overfit(prediction: str, published: float) -> None:
+@pytest.mark.parametrize(
+    "prediction, published, conditioner",
+    [("v", 0.0047, None), ("x", 0.00065, None), ("v", 0.0047, Captions(10))],
+    ids=["v", "x", "captions"],
+)
+def test_overfit(prediction: str, published: float, conditioner: Conditioner | None) -> None:
     backbone = DdtConfig(
         depth=3, width=64, heads=2, decoder_depth=1, decoder_width=96, decoder_heads=2
     )
-    memory = Memory(prediction, backbone, LatentSpec(4, 8, 8, 2), classes=10)
+    memory = Memory(prediction, backbone, LatentSpec(4, 8, 8, 2), 10, conditioner)
     loss = memory.train(AdamWConfig(lr=2e-3), steps=600, batch=40, warmup=50)
     assert loss < 0.1
     assert memory.error() < 3 * published

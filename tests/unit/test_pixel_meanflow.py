@@ -33,18 +33,26 @@ def column(x: Tensor) -> Tensor:
     return x[:, None, None, None]
 
 
-def test_one_image_has_no_loss() -> None:
-    """A network that knows the only image there is has its exact mean velocities."""
+@pytest.mark.parametrize("tangent", ["boundary", "head"])
+def test_one_image_has_no_loss(tangent: str) -> None:
+    """A network that knows the only image there is has its exact mean velocities. Its head predicts
+    the image too.
+    """
     image = torch.linspace(-1, 1, 48).view(1, 3, 4, 4)
     given = dataclasses.replace(inputs(batch(400)), latents=image.expand(400, -1, -1, -1))
-    network = Told(lambda asked: {"image": image.expand_as(asked["state"]["image"])})
-    objective = pixel(power=0.0, instantaneous=0.3, uniform=0.5)
-    loss = objective(network, given).parts["meanflow"]
+    objective = pixel(power=0.0, instantaneous=0.3, uniform=0.5, tangent=tangent)
+    network = Told(
+        lambda asked: {"image": image.expand_as(asked["state"]["image"])},
+        tuple(objective.own_heads),
+    )
+    parts = objective(network, given).parts
+    loss = parts["meanflow"]
     where = objective.intervals(given.batch.keys)
     # Below the floor the divisor no longer follows t, so that only what does not move is exact.
     exact = (where.t > 0.05) | (where.length == 0)
     assert exact.sum() > 300 and (where.t < 0.05).any()
     assert loss[exact].max() < 1e-4
+    assert tangent == "boundary" or parts["velocity"].max() < 1e-4
 
 
 def test_loss_by_hand() -> None:

@@ -7,6 +7,7 @@ import pytest
 from nanogen import recipes
 from nanogen.backbones.ddt import DdtConfig
 from nanogen.errors import ConfigError
+from nanogen.objectives.path import shift_ratio
 from nanogen.train.adamw import AdamWConfig
 
 
@@ -67,6 +68,68 @@ def test_methods(
     assert run.objective.time_std == std
     guidance = run.sampling.guidance
     assert (guidance.scale, guidance.low, guidance.high) == (scale, 0.0, high)
+
+
+BEST = {
+    **dict.fromkeys(("sdvae-ema", "sdvae-mse", "sdxl-vae", "qwen-vae"), 1.6),
+    **dict.fromkeys(("sd3.5", "e2e-vavae", "e2e-flux", "e2e-sd3.5", "e2e-qwen-vae"), 1.8),
+    **dict.fromkeys(("flux", "flux2", "pixelgen"), 2.0),
+    **{"sdvae-ema-reg": 2.2, "flux2-reg": 3.2, "jit": 2.6, "pixnerd": 2.4},
+    **{"rae-dinov2-vit-b": 4.8, "rae-dinov2-vit-b-reg": 6.2},
+    **{"rae-dinov3-vit-b16": 7.0, "rae-dinov3-vit-b16-reg": 7.8, "rae-siglip2-vit-b": 7.0},
+    **{"rae-pe-vit-l": 5.0, "rae-langpe-vit-l": 5.0, "rae-spatialpe-vit-l": 9.0},
+    **dict.fromkeys(m for m in recipes.methods_of("imagenet") if m.startswith("meanflow")),
+}
+"""scale of guidance of each row of Table 2 at its best; None: none is left to the sampler"""
+
+
+def test_guidance_of_table_2() -> None:
+    rows = [m for m in recipes.methods_of("imagenet") if not m.startswith("table1-")]
+    assert set(rows) == set(BEST)
+    for method in rows:
+        guidance = recipes.preset(f"imagenet/{method}").sampling.guidance
+        expected = (BEST[method], 0.0, 0.9) if BEST[method] else (1.0, 0.0, 1.0)
+        assert (guidance.scale, guidance.low, guidance.high) == expected, method
+
+
+def test_terms_of_the_released_configs() -> None:
+    """Weights of REG, LPIPS and P-DINO, no REPA; MeanFlow's mixture and its steps."""
+    for task in ("imagenet", "t2i"):
+        reg, pixelgen = (recipes.preset(f"{task}/{m}").terms for m in ("flux2-reg", "pixelgen"))
+        assert (reg.reg.weight, reg.repa) == (0.03, None)
+        assert (pixelgen.lpips.weight, pixelgen.lpips.threshold) == (0.1, 0.7)
+        assert (pixelgen.pdino.weight, pixelgen.pdino.threshold) == (0.01, 0.7)
+        for method, steps in (("meanflow-sdvae-mse", 1), ("meanflow-sdvae-mse-2", 2)):
+            run = recipes.preset(f"{task}/{method}")
+            law = run.objective
+            assert (law.omega, law.kappa, law.mixing, law.instantaneous) == (1, 0.5, "step", 0.75)
+            assert (law.time_mean, law.power, run.sampling.steps) == (-0.4, 1.0, steps)
+    assert recipes.preset("imagenet/meanflow-sdvae-mse-unguided").objective.kappa == 0
+
+
+def test_the_small_rows_share_their_times() -> None:
+    """As docs/sweep.md says; and MeanFlow learns the guidance that it is not given."""
+    for task in ("animals", "scenes"):
+        for method in recipes.methods_of(task):
+            run = recipes.preset(f"{task}/{method}")
+            assert (run.objective.time_mean, run.objective.shift_base) == (0.8, None), method
+            if method.startswith("meanflow"):
+                assert (run.objective.kappa, run.sampling.guidance.scale) == (0.5, 1.0)
+
+
+@pytest.mark.parametrize(
+    "task, metrics",
+    [
+        ("animals", ("fd-animals", "is-animals", "pr-animals", "accuracy-animals")),
+        ("scenes", ("scene-eval",)),
+        ("imagenet", ("fid50k", "is")),
+        ("t2i", ("geneval", "dpg", "genai-bench")),
+        ("t2i-512", ("geneval", "dpg", "genai-bench")),
+    ],
+)
+def test_metrics_of_a_task(task: str, metrics: tuple[str, ...]) -> None:
+    for method in recipes.methods_of(task):
+        assert recipes.preset(f"{task}/{method}").evaluation.metrics == metrics
 
 
 @pytest.mark.parametrize(
@@ -166,6 +229,37 @@ class TestVariants:
             for name in ("flux2", "flux2@paper", "jit", "meanflow-sdvae-mse")
         ]
         assert targets == ["clamped", "exact", "exact", "clamped"]
+
+    @pytest.mark.parametrize(
+        "method", ["sdvae-ema-reg", "pixnerd", "pixelgen", "meanflow-sdvae-mse"]
+    )
+    def test_what_was_built_on_sit_trains_as_sit(self, method: str) -> None:
+        run = recipes.preset(f"imagenet/{method}@upstream")
+        assert (run.optimiser.lr, run.train.batch, run.train.ema) == (1e-4, 256, 0.9999)
+        images = run.train.images
+        rates = {run.schedule.factor(seen, 256, images) for seen in (0, images // 2, images - 256)}
+        assert rates == {1.0}
+
+    def test_meanflow_of_its_authors(self) -> None:
+        """Where r = t, t is the later of two draws in their code; samples are mixed one by one."""
+        law = recipes.preset("imagenet/meanflow-sdvae-mse@upstream").objective
+        assert (law.mixing, law.instants, law.target) == ("sample", "later", "exact")
+        released = recipes.preset("imagenet/meanflow-sdvae-mse").objective
+        assert (released.mixing, released.instants) == ("step", "single")
+
+    def test_pixelgen_of_its_authors(self) -> None:
+        """LPIPS is a mean over the gated, and samplers shift by 2 and guide in (0.1, 0.9)."""
+        run, text = (recipes.preset(f"{task}/pixelgen@upstream") for task in ("imagenet", "t2i"))
+        terms, sampling = run.terms, run.sampling
+        assert (terms.lpips.normalise_by, terms.lpips.threshold) == ("gated", 0.7)
+        assert (terms.pdino.loss, terms.pdino.threshold) == ("cosine", 1.0)
+        assert run.objective.effective_mean(run.tokenizer.build(256).spec) == 0.8
+        assert shift_ratio(3 * 256**2, sampling.shift_base) == 2
+        guidance = sampling.guidance
+        assert (guidance.scale, guidance.low, guidance.high) == (2.25, 0.1, 0.9)
+        # Guidance of ImageNet says nothing of captions.
+        guidance = text.sampling.guidance
+        assert (guidance.scale, guidance.low, guidance.high) == (6.0, 0.0, 1.0)
 
     @pytest.mark.parametrize(
         "name, hint",
