@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import cast
 
@@ -41,6 +41,7 @@ from nanogen.metrics.uncertainty import Judged, spread
 from nanogen.prompts.geneval import TAGS, GenEvalPrompts
 from nanogen.registry import register
 from nanogen.store import find
+from nanogen.types import Request
 
 COMPAT = {"official": OFFICIAL, "reference": REFERENCE}
 
@@ -121,14 +122,21 @@ class GenEval(PromptedMetric):
     def tag_of(self, text: str) -> str:
         return self.scenes.tag_of(text)
 
-    def scores(self, judged: Judged, extra: Tensor) -> dict[str, Score]:
-        images = Counter(judged.outcomes.prompts)
+    def check_request(self, request: Request) -> None:
+        """Besides: MetricError where a prompt has no image."""
+        self._whole(set(self.texts_of(request)))
+
+    def _whole(self, texts: Collection[str]) -> None:
         prompts = len(self.prompt_set.texts)
-        if len(images) < prompts:
+        if len(texts) < prompts:
             raise MetricError(
                 f"{self.title} needs at least one image of each of its {prompts} prompts, and only "
-                f"{len(images)} of them have any; add the others"
+                f"{len(texts)} of them have any; add the others"
             )
+
+    def scores(self, judged: Judged, extra: Tensor) -> dict[str, Score]:
+        images = Counter(judged.outcomes.prompts)
+        self._whole(images)
         fewest, most = min(images.values()), max(images.values())
         tags = [tag for tag in TAGS if tag in judged.tags()]
         facts = self.facts() | {
