@@ -43,10 +43,15 @@ class MissingExtra(UserError):
         super().__init__(f"{what} is not installed; install it with: {install}")
 
 
+MOST_NAMED = 100
+"""known names that a message lists"""
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """The tail of a message about an unknown `name`: the nearest known names, or all of them."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if near:
         return f"did you mean {' or '.join(near)}?"
-    return f"known: {', '.join(known) or 'none'}"
+    more = f" and {len(known) - MOST_NAMED} more" if len(known) > MOST_NAMED else ""
+    return f"known: {', '.join(known[:MOST_NAMED]) or 'none'}{more}"

@@ -10,20 +10,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanogen.bench import outcomes, record
-from nanogen.bench.leaderboard import latest
+from nanogen.bench.matching import Key, Match, by_score, matched
 from nanogen.bench.paired import Paired, paired
-from nanogen.bench.record import Record, file_name
+from nanogen.bench.record import RESULTS, Record, file_name
 from nanogen.bench.statistics import NORMAL_95, Interval
 from nanogen.bench.table import Cell, Column, Table
 from nanogen.errors import DataError
 from nanogen.metrics.base import Outcomes
 
-MEASURED = {"metric", "value", "standard_error", "higher_is_better", "seconds", "schema"}
-"""fields that are the result of an evaluation, not its conditions"""
+MEASURED = {
+    *("metric", "value", "standard_error", "higher_is_better", "seconds", "schema"),
+    *(f"facts.{name}" for name in RESULTS),
+}
+"""what is the result of an evaluation, not a condition of it"""
 MUST_AGREE = re.compile(r"version|n|facts\.network|facts\.reference_images|facts\..+_(hash|sha256)")
 """conditions without which two values of a metric are no comparison: whatever is hashed (networks,
 references, prompts), and how many samples there are
 """
+SHOWN = 4
+"""most scores of a side that a message lists"""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,12 @@ class Difference:
     second: Record
     paired: Paired | None = None
     """the same, prompt by prompt, where both sides kept what each image scored"""
+    setting: str = ""
+    """what tells it from other results of the same score; "" where there are none"""
+
+    @property
+    def title(self) -> str:
+        return _titled(self.metric, self.setting)
 
     @property
     def amount(self) -> float:
@@ -88,8 +99,13 @@ class Comparison:
     scores: Table
     """every common score, its difference with 95 % interval, and the verdict"""
     unmatched: tuple[str, ...]
-    """scores that only one side has"""
+    """scores, or settings of one, that only one side has"""
     sentence: str
+
+    @property
+    def lines(self) -> list[str]:
+        """What stands below the tables."""
+        return [*(f"only in {one}" for one in self.unmatched), self.sentence]
 
 
 @dataclass(frozen=True)
@@ -112,10 +128,20 @@ class Side:
         """The same with all that is to be compared in memory, whatever is written there later.
         DataError where it cannot be compared with anything.
         """
-        chosen = _by_score(self.records, self.name).values()
+        chosen = [one for several in self.by_score().values() for one in several]
         return dataclasses.replace(
             self, known={file_name(one): self.outcomes(one) for one in chosen}
         )
+
+    def by_score(self) -> dict[Key, list[Record]]:
+        return by_score(self.records, self.name)
+
+    def place(self, record: Record) -> Path:
+        """Where the file of a record is."""
+        name = Path(file_name(record))
+        if self.folder is None or self.folder.is_file():
+            return self.folder or name
+        return next(self.folder.rglob(str(name)), self.folder / name)
 
 
 def side(path: Path) -> Side:
@@ -126,34 +152,67 @@ def side(path: Path) -> Side:
 def compare(one: Side, other: Side) -> Comparison:
     """Compare two sets of records, each of one method: run folders, pairs of them, or records.
 
-    Raises DataError where a side is empty, has several methods for a task, or no score is common.
+    Results of a score that differ in their settings are compared with those of the same settings.
+    DataError where a side is empty or has several methods for a task, no score is common, or none
+    of the same settings.
     """
-    names = one.name, other.name
-    sides = [_by_score(given.records, given.name) for given in (one, other)]
+    names, sides = (one.name, other.name), (one.by_score(), other.by_score())
     common = sorted(set(sides[0]) & set(sides[1]))
     if not common:
-        raise DataError(f"{names[0]} and {names[1]} have no score in common; evaluate both alike")
+        raise DataError(
+            f"{names[0]} ({_listed(sides[0])}) and {names[1]} ({_listed(sides[1])}) have no score "
+            "in common; evaluate both alike"
+        )
+    found = {key: matched(sides[0][key], sides[1][key]) for key in common}
     differences = [
-        Difference(*key, sides[0][key], sides[1][key], _paired(one, other, sides, key))
+        Difference(*key, match.first, match.second, _paired(one, other, match), match.setting)
         for key in common
+        for match in found[key].pairs
+    ]
+    if not differences:
+        raise DataError(_choices((one, other), found[common[0]].left, common[0]))
+    unmatched = [
+        f"{names[side]}: {key[0]} {_titled(key[1], setting)}"
+        for side in (0, 1)
+        for key in sorted(sides[side])
+        for setting in (found[key].left[side] if key in found else [""])
     ]
     return Comparison(
         names=names,
         conditions=_conditions_table(differences, names),
         scores=_scores_table(differences, names),
-        unmatched=tuple(
-            f"{name}: {task} {metric}"
-            for name, mine, other in ((names[0], *sides), (names[1], *reversed(sides)))
-            for task, metric in sorted(set(mine) - set(other))
-        ),
+        unmatched=tuple(unmatched),
         sentence=_sentence(differences, names),
     )
 
 
-def _paired(
-    one: Side, other: Side, sides: Sequence[Mapping[tuple[str, str], Record]], key: tuple[str, str]
-) -> Paired | None:
-    first, second = sides[0][key], sides[1][key]
+def _choices(sides: tuple[Side, Side], settings: Sequence[Sequence[str]], key: Key) -> str:
+    """The message where no result has a partner: which there are, and how to choose one."""
+    told = [
+        f"{side.name} has it with {' or '.join(found)}"
+        for side, found in zip(sides, settings, strict=True)
+    ]
+    several = max(sides, key=lambda side: len(side.by_score()[key]))
+    file = several.place(several.by_score()[key][0])
+    return (
+        f"no {key[1]} of the same settings: {', '.join(told)}; compare one record of each, such as "
+        f"{file}"
+    )
+
+
+def _listed(scores: Mapping[Key, object]) -> str:
+    """`images fid, images is and 3 more`."""
+    shown = [f"{task} {metric}" for task, metric in sorted(scores)[:SHOWN]]
+    more = len(scores) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+def _titled(metric: str, setting: str) -> str:
+    return f"{metric} ({setting})" if setting else metric
+
+
+def _paired(one: Side, other: Side, match: Match) -> Paired | None:
+    first, second = match.first, match.second
     found = one.outcomes(first), other.outcomes(second)
     if found[0] is None or found[1] is None:
         return None
@@ -167,23 +226,9 @@ def conditions(record: Record) -> dict[str, object]:
         value = getattr(record, field.name)
         if isinstance(value, Mapping):
             flat |= {f"{field.name}.{key}": inner for key, inner in value.items()}
-        elif field.name not in MEASURED:
+        else:
             flat[field.name] = value
-    return flat
-
-
-def _by_score(records: Sequence[Record], name: str) -> dict[tuple[str, str], Record]:
-    if not records:
-        raise DataError(f"{name} has no records; evaluate it first")
-    found: dict[tuple[str, str], Record] = {}
-    for one in latest(records):
-        other = found.setdefault((one.task, one.metric), one)
-        if other is not one:
-            rows = sorted({f"{r.method} {r.budget} seed {r.training_seed}" for r in (one, other)})
-            raise DataError(
-                f"{name} holds several results ({', '.join(rows)}); give one run folder"
-            )
-    return found
+    return {path: value for path, value in flat.items() if path not in MEASURED}
 
 
 def _conditions_table(differences: Sequence[Difference], names: tuple[str, str]) -> Table:
@@ -194,7 +239,7 @@ def _conditions_table(differences: Sequence[Difference], names: tuple[str, str])
         for path in sorted(set(a) | set(b)):
             if a.get(path) != b.get(path):
                 change = (path, _show(a.get(path)), _show(b.get(path)))
-                changed.setdefault(change, []).append(d.metric)
+                changed.setdefault(change, []).append(d.title)
     rows = [
         (*change, "all" if len(metrics) == len(differences) else ", ".join(metrics))
         for change, metrics in changed.items()
@@ -211,7 +256,7 @@ def _scores_table(differences: Sequence[Difference], names: tuple[str, str]) -> 
     )
     rows = tuple(
         (
-            Cell(f"{d.metric} {'↑' if d.first.higher_is_better else '↓'}"),
+            Cell(f"{d.title} {'↑' if d.first.higher_is_better else '↓'}"),
             Cell(d.task),
             Cell(d.first.value, d.first.standard_error),
             Cell(d.second.value, d.second.standard_error),
@@ -221,7 +266,7 @@ def _scores_table(differences: Sequence[Difference], names: tuple[str, str]) -> 
         )
         for d in differences
     )
-    alike = [d.metric for d in differences if d.paired is not None]
+    alike = [d.title for d in differences if d.paired is not None]
     notes = [
         f"Compared prompt by prompt: {', '.join(alike)}." if alike else "",
         ""

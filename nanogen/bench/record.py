@@ -31,6 +31,12 @@ SUFFIX = ".record.json"
 DISTINGUISHING = ("repeats", "image_size", "reference", "reference_hash", "captions_hash")
 """facts that make it another evaluation"""
 
+RESULTS = (
+    *("deviation_of_splits", "deviation_of_subsets", "deviation_of_repeats", "values_of_repeats"),
+    *("std_over_prompts", "p_yes", "worst_class", "worst_class_accuracy"),
+)
+"""facts that follow from the samples: what was found, and no condition of it"""
+
 Plain = str | int | float | bool | None | list[Any]
 """what a fact or a setting of a sampler may be: anything JSON holds, without nesting of mappings"""
 
@@ -101,8 +107,8 @@ def write(folder: Path, record: Record) -> Path:
 def read(folder: Path) -> list[Record]:
     """All records in a folder and below, in the order of their paths; or the one of a file.
 
-    A broken or foreign file is skipped with one warning that names it. Raises DataError where
-    there is no such folder.
+    A broken or foreign file in a folder is skipped with one warning that names it. Raises DataError
+    where there is no such folder, and for a file that is no record.
     """
     folder = Path(folder)
     if not folder.exists():
@@ -113,6 +119,11 @@ def read(folder: Path) -> list[Record]:
             records.append(_parse(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError, DataError) as error:
             reason = str(error).splitlines()[0]
+            if path == folder:
+                raise DataError(
+                    f"{path} is not a record ({reason}); give a run folder, a bench folder or a "
+                    "record"
+                ) from None
             logging.getLogger(__name__).warning("skipped %s: %s", path, reason)
     return records
 

@@ -10,6 +10,7 @@ import typer
 from nanogen.cli.options import Json, Out, Overrides, Weights
 
 if TYPE_CHECKING:
+    from nanogen.bench.compare import Side
     from nanogen.bench.record import Record
 
 
@@ -40,8 +41,8 @@ def main(
 ) -> None:
     """Measure a run, images or a pipeline, and write one record for each score."""
     from nanogen.cli.choose import one_of
-    from nanogen.cli.output import show
     from nanogen.errors import ConfigError
+    from nanogen.metrics import harness
     from nanogen.metrics.names import listed
 
     given = list(overrides or [])
@@ -51,12 +52,8 @@ def main(
     if prompts is not None and pipeline is None:
         raise ConfigError("--prompts has no effect without --pipeline; leave it out")
     names = listed(metrics) if metrics is not None else ()
-    before = None
-    if compare is not None:
-        from nanogen.bench.compare import side
-
-        # New records may take the place of these.
-        before = side(compare).now()
+    titles = {metric.title for metric in harness.named(names)}
+    before = None if compare is None else _before(compare, titles)
     if run is not None:
         if reference:
             raise ConfigError("--reference has no effect on a run; leave it out")
@@ -68,18 +65,49 @@ def main(
         given += [f"reference={reference}"] if reference else []
         target = out or Path("records")
         records = _foreign(images, pipeline or "", names, given, target, prompts)
-    if not records:
-        return
+    if records:
+        _report(records, target, before, as_json)
+
+
+def _before(folder: Path, titles: set[str]) -> Side:
+    """What new records will be compared with, as it is now: they may take its place. DataError
+    where it has no score of the named metrics.
+    """
+    from nanogen.bench.compare import side
+    from nanogen.errors import DataError
+    from nanogen.metrics.names import metric_of
+
+    before = side(folder).now()
+    known = {metric_of(record.metric) for record in before.records}
+    if titles and not titles & known:
+        raise DataError(
+            f"--compare {folder} has no score of {', '.join(sorted(titles))}, only of "
+            f"{', '.join(sorted(known))}; measure one of these, or compare with other records"
+        )
+    return before
+
+
+def _report(records: list[Record], out: Path, before: Side | None, as_json: bool) -> None:
+    """Print scores, and what differs from those of before. DataError, once the scores are printed,
+    where nothing can be compared.
+    """
+    from nanogen.bench.compare import Side, compare
     from nanogen.bench.leaderboard import leaderboards
+    from nanogen.cli.output import show
+    from nanogen.errors import DataError
 
-    tables = leaderboards(records)
+    tables, lines = leaderboards(records), []
     if before is not None:
-        from nanogen.bench.compare import Side
-        from nanogen.bench.compare import compare as compared
-
-        found = compared(before, Side(str(target), records, target))
+        try:
+            found = compare(before, Side(str(out), records, out))
+        except DataError:
+            show(tables, as_json)
+            raise
         tables += [found.conditions, found.scores]
+        lines = found.lines
     show(tables, as_json)
+    for line in [] if as_json else lines:
+        print(line)
 
 
 def _of_run(

@@ -25,9 +25,12 @@ def main(
         published_reproduction,
     )
     from nanogen.cli.output import show
+    from nanogen.errors import DataError
 
-    own = leaderboards(record.read(folder)) if folder else []
-    tables = [*own, published_leaderboard(), published_reproduction()]
+    records = record.read(folder) if folder else []
+    if folder and not records:
+        raise DataError(f"{folder} has no records; evaluate a run first")
+    tables = [*leaderboards(records), published_leaderboard(), published_reproduction()]
     if markdown:
         print("\n".join(table.to_markdown() for table in tables))
     else:

@@ -12,17 +12,19 @@ import chz
 import torch
 from torch import Tensor
 
-from nanogen import recipes
+from nanogen import dist, recipes
 from nanogen.bench.record import Plain, Record
-from nanogen.errors import ConfigError, MetricError
-from nanogen.evaluation.measure import Plan, check, evaluate
+from nanogen.errors import ConfigError, DataError, MetricError
+from nanogen.evaluation.measure import Plan, check, check_one, evaluate
 from nanogen.evaluation.settings import Evaluation
-from nanogen.evaluation.subjects import Given, prompt_set, prompted, samples_of
+from nanogen.evaluation.subjects import Given, drawn_otherwise, prompted, samples_of
+from nanogen.files import writable_folder
+from nanogen.images.base import Images
 from nanogen.images.open import open_images
 from nanogen.images.pipeline import Pipeline
 from nanogen.images.settings import PipelineConfig
 from nanogen.metrics import harness
-from nanogen.metrics.base import Context, Metric
+from nanogen.metrics.base import Context, Metric, Unfit
 from nanogen.run import pick_device
 from nanogen.sampling.draw import read_prompts
 from nanogen.types import Request
@@ -81,16 +83,13 @@ def of_images(place: Path, metrics: Sequence[str], settings: Foreign, out: Path)
         raise ConfigError("pipeline.* has no effect on --images; leave it out")
     _refuse(settings, ("samples", "images_per_prompt", "every", "quantise"), "--images")
     _refuse_own(settings, ("classes",), "--images")
-    settled = _settled(metrics, settings)
-    if settled.size is None:
-        _refuse_mixed(settled)
+    settled, images = _opened(place, metrics, settings)
     context = settled.context
-    images = open_images(place, settled.size, context.source.classes)
     subject = Given(images, device=context.device.type, precision=context.precision)
     texts = images.request(0, images.count()).texts or ()
     plan = _plan(settled, settings, out, texts)
-    check(subject, plan)
-    _check_whole(plan, set(texts))
+    if not metrics:
+        plan = _suited(subject, plan)
     try:
         return evaluate(subject, plan)
     finally:
@@ -98,6 +97,45 @@ def of_images(place: Path, metrics: Sequence[str], settings: Foreign, out: Path)
             log.warning("skipped %s: %s", name, reason)
         if len(images.skipped) > MOST_NAMED:
             log.warning("and %d more were skipped", len(images.skipped) - MOST_NAMED)
+
+
+def _opened(place: Path, metrics: Sequence[str], settings: Foreign) -> tuple[Settled, Images]:
+    """The images, and what they are measured by. Where neither metrics nor data are named, images
+    with captions go with data that have captions.
+    """
+    settled = _settled(metrics, settings)
+    if settled.size is None:
+        _refuse_mixed(settled)
+    images = open_images(place, settled.size, settled.context.source.classes)
+    if not metrics and not settings.reference and images.request(0, 1).texts:
+        captioned = chz.replace(settings, reference=REFERENCES["text_to_image"])
+        settled = _settled(metrics, captioned)
+        images = open_images(place, settled.size, settled.context.source.classes)
+    return settled, images
+
+
+def _suited(subject: Given, plan: Plan) -> Plan:
+    """A plan with those of its metrics that can be computed from the images; says which cannot, and
+    why. MetricError where there are no others.
+    """
+    unfit = dict[str, str]()
+    for metric in plan.chosen():
+        try:
+            check_one(subject, metric)
+        except (MetricError, DataError) as problem:
+            unfit[metric.title] = str(problem)
+    suited = tuple(metric for metric in plan.metrics if metric not in unfit)
+    if not suited:
+        raise MetricError(
+            f"no metric of {', '.join(unfit)} suits these images; name some with --metrics (see "
+            f"nanogen ls metrics), or other data with --reference; {next(iter(unfit.values()))}"
+        )
+    plan = replace(plan, metrics=suited)
+    check(subject, plan)
+    writable_folder(plan.out)
+    for problem in unfit.values() if dist.rank() == 0 else ():
+        log.warning("left out: %s", problem)
+    return plan
 
 
 def of_pipeline(
@@ -125,19 +163,6 @@ def of_pipeline(
         return evaluate(subject, _plan(settled, settings, out, texts))
     finally:
         pipeline.close()
-
-
-def _check_whole(plan: Plan, shown: set[str]) -> None:
-    """MetricError where images were drawn for some prompts of a set only: the name of its metric
-    stands for all. Captions of others are refused where they are measured.
-    """
-    for metric in plan.chosen():
-        prompts = set(prompt_set(metric.prompts).texts) if metric.prompts else set()
-        if shown and prompts > shown:
-            raise MetricError(
-                f"{metric.title} needs at least one image of each of its {len(prompts)} prompts, "
-                f"and only {len(shown)} of them have any; add the others"
-            )
 
 
 def _refuse(settings: Foreign, fields: Sequence[str], where: str) -> None:
@@ -195,8 +220,7 @@ def _kind(metrics: Sequence[str]) -> tuple[str, bool]:
     """The kind of task of the metrics, and whether all of them come with the package: these know
     nothing but its data.
     """
-    nothing = Context(source=None, device=torch.device("cpu"))  # ty: ignore[invalid-argument-type]
-    chosen = harness.choose(metrics, nothing)
+    chosen = harness.named(metrics)
     kinds = {metric.task for metric in chosen} - {"any"}
     if len(kinds) > 1:
         raise ConfigError(
@@ -263,8 +287,11 @@ class DrawnByPipeline:
         return samples_of(prompts, wanted) if prompts else wanted.samples
 
     def read(self, prompts: str, start: int, stop: int) -> Iterator[tuple[Request, Tensor]]:
-        request = self._request(prompts, start, stop)
+        request = self.request(prompts, start, stop)
         return self.pipeline.draw(request, self.settings.evaluation.quantise)
+
+    def remedy(self, problem: Unfit) -> str:
+        return drawn_otherwise(problem)
 
     def again(self, repeat: int) -> DrawnByPipeline:
         seed = self.pipeline.config.seed + repeat
@@ -284,7 +311,7 @@ class DrawnByPipeline:
             **values,  # ty: ignore[invalid-argument-type]
         )
 
-    def _request(self, prompts: str, start: int, stop: int) -> Request:
+    def request(self, prompts: str, start: int, stop: int) -> Request:
         if prompts:
             return prompted(prompts, start, stop)
         indices = torch.arange(start, stop)

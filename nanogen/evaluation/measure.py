@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import statistics
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -20,12 +21,14 @@ from nanogen.errors import MetricError
 from nanogen.evaluation.subjects import Subject
 from nanogen.files import writable_folder
 from nanogen.metrics import harness
-from nanogen.metrics.base import Context, Metric, Outcomes
-from nanogen.metrics.blocks import Kept
+from nanogen.metrics.base import Context, Metric, Outcomes, Unfit
+from nanogen.metrics.blocks import SUFFIX, Kept
 from nanogen.metrics.harness import Measured, Scores, Work
 from nanogen.metrics.prompted import PromptedMetric
 from nanogen.progress import Display
 from nanogen.store import find
+
+log = logging.getLogger(__name__)
 
 KEPT = ".blocks"
 """folder beside the records with what was measured so far"""
@@ -55,7 +58,17 @@ def check(subject: Subject, plan: Plan) -> None:
     if plan.repeats > 1:
         subject.again(1)
     for metric in plan.chosen():
-        harness.fits([metric], subject.kind, subject.samples(metric.prompts))
+        check_one(subject, metric)
+
+
+def check_one(subject: Subject, metric: Metric) -> None:
+    """The same of one metric."""
+    samples = subject.samples(metric.prompts)
+    try:
+        harness.fits([metric], subject.kind, samples)
+        metric.check_request(subject.request(metric.prompts, 0, samples))
+    except Unfit as problem:
+        raise MetricError(f"{problem}; {subject.remedy(problem)}") from problem
 
 
 def evaluate(subject: Subject, plan: Plan) -> list[Record]:
@@ -80,12 +93,15 @@ def evaluate(subject: Subject, plan: Plan) -> list[Record]:
             for name, measured in scores.items():
                 one = next(r for r in records if r.metric == name)
                 outcomes.write(plan.out, one, measured.score.outcomes)
+    if dist.rank() == 0 and not plan.quiet:
+        _tell_unfinished(plan.out / KEPT)
     return records
 
 
 @contextlib.contextmanager
 def kept_in(folder: Path) -> Generator[Kept]:
-    """What is kept in a folder of blocks: of this command alone, and removed when all went well.
+    """What is kept in a folder of blocks: of this command alone, and removed when all went well, or
+    nothing came to be kept.
 
     MetricError where another command measures the same: two would take each other's blocks.
     """
@@ -106,11 +122,32 @@ def kept_in(folder: Path) -> Generator[Kept]:
             ) from None
         except OSError:
             pass  # some network file systems have no locks
-        yield blocks
-        blocks.clear()
-        file.unlink(missing_ok=True)
+        try:
+            yield blocks
+            blocks.clear()
+        finally:
+            _remove_empty(folder, file)
+
+
+def _remove_empty(folder: Path, lock: Path) -> None:
+    """Leave nothing behind where no block is kept."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+    if not folder.exists():
+        lock.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # another evaluation still keeps some there
         folder.parent.rmdir()
+
+
+def _tell_unfinished(folder: Path) -> None:
+    """Say what other evaluations keep on disk: who never continues one never learns of it."""
+    unfinished = {file.parent for file in folder.glob(f"*/*{SUFFIX}")}
+    if unfinished:
+        log.warning(
+            "%s keeps the blocks of %d evaluation%s that did not end; the same command goes on "
+            "with each, and without any the folder can be removed",
+            *(folder, len(unfinished), "s" * (len(unfinished) > 1)),
+        )
 
 
 def _scores(subject: Subject, plan: Plan, kept: contextlib.ExitStack) -> Scores:

@@ -6,14 +6,12 @@ Nothing here can disturb training: what is drawn is a function of the sampling s
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
 
 from nanogen import config, dist
 from nanogen.bench import record
-from nanogen.data.base import Source
 from nanogen.evaluation import measure
 from nanogen.evaluation.measure import Plan
 from nanogen.evaluation.subjects import DrawnByRun
@@ -71,9 +69,7 @@ def measured(run: Run, folder: Path, seen: int) -> bool:
     digest = config.digest(run.identity())
     mine = [r for r in record.read(folder) if (r.config_hash, r.weights) == (digest, "ema")]
     found = {metric_of(r.metric) for r in mine if r.seen == seen}
-    # No metric looks at its data before it measures.
-    context = Context(cast(Source, None), torch.device("cpu"))
-    return found >= {metric.title for metric in harness.choose(run.evaluation.metrics, context)}
+    return found >= {metric.title for metric in harness.named(run.evaluation.metrics)}
 
 
 def save_grid(parts: Parts, target: Path) -> None:

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import chz
 
-from nanogen import config
+from nanogen import config, registry
 from nanogen.bench.record import Record
-from nanogen.errors import ConfigError
+from nanogen.errors import ConfigError, MetricError
 from nanogen.evaluation import measure
 from nanogen.evaluation.measure import Plan
 from nanogen.evaluation.online import plan_of
-from nanogen.evaluation.subjects import DrawnByRun
+from nanogen.evaluation.subjects import DrawnByRun, drawn_otherwise
+from nanogen.metrics import harness
+from nanogen.metrics.base import Metric, Unfit
 from nanogen.run import Run
 from nanogen.run_folder import CONFIG, open_run
 
@@ -23,8 +25,33 @@ def device_of(folder: Path, overrides: list[str]) -> str:
     """The device that a run is to be measured on; a folder without a run is refused later."""
     if not (folder / CONFIG).exists():
         return "cpu"
+    return _configured(folder, overrides).machine.device
+
+
+def _configured(folder: Path, overrides: list[str]) -> Run:
     run = config.read(Run, folder / CONFIG)
-    return (config.override(run, overrides) if overrides else run).machine.device
+    return config.override(run, overrides) if overrides else run
+
+
+def _measured(run: Run, metrics: Sequence[str]) -> Run:
+    """The run with the metrics that are named, or its own."""
+    named = tuple(metrics) or run.evaluation.metrics
+    return chz.replace(run, evaluation=chz.replace(run.evaluation, metrics=named))
+
+
+def _check(run: Run) -> None:
+    """Raise a UserError for what is wrong with the metrics by the config alone: before networks
+    are opened, which takes long and shows how it gets on.
+    """
+    kind = registry.entry_of(type(run.task)).name
+    for metric in harness.named(run.evaluation.metrics):
+        harness.is_for(metric, kind)
+        samples = metric.minimum if metric.prompts else run.evaluation.samples
+        try:
+            # What subclasses check besides is looked up in the data, which is not opened yet.
+            Metric.check(metric, samples)
+        except Unfit as problem:
+            raise MetricError(f"{problem}; {drawn_otherwise(problem)}") from problem
 
 
 def of_run(
@@ -35,11 +62,12 @@ def of_run(
     """
     if metrics and any(override.startswith("evaluation.metrics=") for override in overrides):
         raise ConfigError("name metrics with --metrics or with evaluation.metrics, not with both")
+    if (folder / CONFIG).exists():
+        _check(_measured(_configured(folder, overrides), metrics))
     opened = open_run(folder, weights, overrides)
     run = opened.parts.run
     if metrics:
-        changed = chz.replace(run, evaluation=chz.replace(run.evaluation, metrics=tuple(metrics)))
-        opened = replace(opened, parts=replace(opened.parts, run=changed))
+        opened = replace(opened, parts=replace(opened.parts, run=_measured(run, metrics)))
     elif not run.evaluation.metrics:
         raise ConfigError(
             f"{folder} names no metrics; give some with --metrics (see nanogen ls metrics)"

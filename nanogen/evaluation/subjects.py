@@ -20,6 +20,7 @@ from nanogen.conditioners.encoded import EncodedPrompts
 from nanogen.errors import ConfigError
 from nanogen.evaluation.settings import Evaluation
 from nanogen.images.base import Images
+from nanogen.metrics.base import Unfit
 from nanogen.model import parameter_count
 from nanogen.prompts.base import PromptSet
 from nanogen.run_folder import Opened
@@ -54,8 +55,16 @@ class Subject(Protocol):
         """How many there are for a registered set of prompts; "" are the subject's own."""
         ...
 
+    def request(self, prompts: str, start: int, stop: int) -> Request:
+        """What is known of those from start to stop. UserError where nothing can be drawn."""
+        ...
+
     def read(self, prompts: str, start: int, stop: int) -> Iterator[tuple[Request, Tensor]]:
         """Those from start to stop, uint8 [B, 3, H, W]."""
+        ...
+
+    def remedy(self, problem: Unfit) -> str:
+        """What to do where a metric cannot be computed from them."""
         ...
 
     def again(self, repeat: int) -> Self:
@@ -82,6 +91,11 @@ def samples_of(name: str, settings: Evaluation) -> int:
     """Images that are drawn for a set of prompts."""
     prompts = prompt_set(name)
     return len(prompts.texts) * (settings.images_per_prompt or prompts.images)
+
+
+def drawn_otherwise(problem: Unfit) -> str:
+    """The remedy where samples are drawn."""
+    return f"set evaluation.samples={problem.wanted}" if problem.wanted else "leave it out"
 
 
 @dataclass(frozen=True)
@@ -124,11 +138,17 @@ class DrawnByRun:
         settings = self.opened.parts.run.evaluation
         return samples_of(prompts, settings) if prompts else settings.samples
 
+    def request(self, prompts: str, start: int, stop: int) -> Request:
+        task = self.opened.parts.task
+        return prompted(prompts, start, stop) if prompts else task.request(start, stop)
+
     def read(self, prompts: str, start: int, stop: int) -> Iterator[tuple[Request, Tensor]]:
-        parts = self.opened.parts
-        request = prompted(prompts, start, stop) if prompts else parts.task.request(start, stop)
+        request = self.request(prompts, start, stop)
         sampler = replace(self.sampler, conditioner=self.conditioner(prompts))
-        return sampler.stream(request, parts.run.evaluation.quantise)
+        return sampler.stream(request, self.opened.parts.run.evaluation.quantise)
+
+    def remedy(self, problem: Unfit) -> str:
+        return drawn_otherwise(problem)
 
     def conditioner(self, prompts: str) -> Conditioner:
         """The conditioner of the run, with all prompts encoded if it is a frozen text encoder."""
@@ -183,8 +203,20 @@ class Given:
     def samples(self, prompts: str) -> int:
         return self.images.count()
 
+    def request(self, prompts: str, start: int, stop: int) -> Request:
+        return self.images.request(start, stop)
+
     def read(self, prompts: str, start: int, stop: int) -> Iterator[tuple[Request, Tensor]]:
         return self.images.read(start, stop)
+
+    def remedy(self, problem: Unfit) -> str:
+        there, where = self.images.count(), self.images.origin
+        if problem.wanted is None:
+            return self.images.unknown_class or "leave it out"
+        more = problem.wanted - there
+        return f"{where} holds {there}: " + (
+            f"{more} more images are needed" if more > 0 else f"take {problem.wanted} of them"
+        )
 
     def again(self, repeat: int) -> Given:
         raise ConfigError("evaluation.repeats has no effect on images that are there; leave it out")

@@ -78,6 +78,10 @@ class Arrays:
         self.fingerprint = self._fingerprint()
 
     @property
+    def unknown_class(self) -> str:
+        return "" if LABELS in self._store.headers else f"{self.origin} has no {LABELS}"
+
+    @property
     def skipped(self) -> Mapping[str, str]:
         """Nothing: an image in an array cannot be broken by itself."""
         return {}

@@ -38,6 +38,11 @@ class Images(Protocol):
         ...
 
     @property
+    def unknown_class(self) -> str:
+        """Why no image has a class, in a few words; "" where that is not known."""
+        ...
+
+    @property
     def skipped(self) -> Mapping[str, str]:
         """File name -> reason, of what `read` left out so far, on this process."""
         ...

@@ -217,7 +217,7 @@ def _subfolders(members: Members, images: Sequence[str], classes: Sequence[str])
         # A single class: all images lie in its folder.
         tops, names = [(common.name,)] * len(images), [common.name]
         if common.name not in classes:
-            return Layout("plain", Request(torch.arange(len(images))))
+            return Layout("plain", Request(torch.arange(len(images))), common.name * bool(classes))
     numbers = _numbers(names, classes)
     unknown = next((name for name in names if name not in numbers), "")
     if unknown:

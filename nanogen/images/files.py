@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nanogen.bench.record import Plain
 from nanogen.data.transforms import MOST_PIXELS
-from nanogen.errors import ConfigError, DataError
+from nanogen.errors import ConfigError, DataError, suggest
 from nanogen.images.ahead import ahead
 from nanogen.images.base import rows_of
 from nanogen.images.captions import layout_of
@@ -51,9 +51,19 @@ class FileImages:
                 f"no images in {self.origin} ({instead(members.stamps)}); name a folder or archive "
                 "of images"
             )
-        self.layout = layout_of(members, self.names, classes)
+        self.layout, self._classes = layout_of(members, self.names, classes), classes
         self.fingerprint = self._fingerprint()
         self._skipped: dict[str, str] = {}
+
+    @property
+    def unknown_class(self) -> str:
+        unknown = self.layout.unknown_class
+        if not unknown:
+            return ""
+        return (
+            f"the folder {unknown!r} in {self.origin} is none of the {len(self._classes)} classes; "
+            f"{suggest(unknown, self._classes)}"
+        )
 
     @property
     def skipped(self) -> Mapping[str, str]:

@@ -112,6 +112,18 @@ class Score:
     """of metrics that judge one image at a time"""
 
 
+class Unfit(MetricError):
+    """Samples that a metric cannot be computed from, whose remedy depends on where they are from.
+
+    `wanted`: how many would do; None where it is not their number, but that their classes are not
+    known.
+    """
+
+    def __init__(self, problem: str, wanted: int | None = None) -> None:
+        super().__init__(problem)
+        self.wanted = wanted
+
+
 class Metric(ABC):
     """Subclass, register with `@register("metric", name, summary=...)`, and implement three
     methods.
@@ -159,9 +171,9 @@ class Metric(ABC):
         asset; called before anything is drawn.
         """
         if samples < self.minimum:
-            raise MetricError(
-                f"metric {self.title} needs at least {self.minimum} samples, not {samples}; "
-                "ask for more"
+            raise Unfit(
+                f"metric {self.title} needs at least {self.minimum} samples, not {samples}",
+                self.minimum,
             )
         needed = self.needed()
         absent = [asset for asset in needed if not present(asset)]
@@ -173,6 +185,11 @@ class Metric(ABC):
             )
         for asset in needed:
             find(asset)
+
+    def check_request(self, request: Request) -> None:  # noqa: B027  (many need no more)
+        """Raise a UserError where it cannot be computed from what all samples were asked for: their
+        classes or captions. Called before anything is drawn, after `check`.
+        """
 
     def needed(self) -> tuple[Asset, ...]:
         """What must be in the store: for its prompts, and for itself."""

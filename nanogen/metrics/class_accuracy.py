@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from nanogen.errors import MetricError
-from nanogen.metrics.base import Metric, Observation, Score
+from nanogen.metrics.base import Metric, Observation, Score, Unfit
 from nanogen.metrics.reference import kept, load_encoder, real_features, reference_facts
 from nanogen.registry import register
+from nanogen.types import Request
 
 
 def proportion_error(share: float, n: int) -> float:
@@ -33,13 +34,37 @@ class ClassAccuracy(Metric):
         """Accuracy on real held-out images: the level that perfect samples would reach."""
         return kept(self, self._measure)
 
-    def _measure(self) -> float:
+    def check(self, samples: int) -> None:
+        """Besides: MetricError where the data set has other classes than the network."""
+        super().check(samples)
         known = load_encoder(self.network, self.context.device).classes
         if known != self.context.source.classes:
             raise MetricError(
                 f"{self.name} knows the classes {', '.join(known)}; this data set has others, "
                 "so leave this metric out"
             )
+
+    def check_request(self, request: Request) -> None:
+        self.labels_of(request)
+
+    def labels_of(self, request: Request) -> Tensor:
+        """The classes that samples were drawn for, int64 [B] on the CPU; Unfit where they are not
+        known, MetricError where there are others than those of the data.
+        """
+        if request.labels is None:
+            raise Unfit(
+                f"{self.name} needs images of known classes; these have none (folders that are "
+                "all named as classes, or a samples.json beside them, say which)"
+            )
+        classes = len(self.context.source.classes)
+        if len(request) and int(request.labels.max()) >= classes:
+            raise MetricError(
+                f"{self.name} knows {classes} classes, samples are of class "
+                f"{int(request.labels.max())}; leave this metric out"
+            )
+        return request.labels.cpu()
+
+    def _measure(self) -> float:
         right, n = 0, 0
         for batch in real_features(self.context, self.network, "held-out"):
             if batch.labels is None:
@@ -49,12 +74,7 @@ class ClassAccuracy(Metric):
         return right / n
 
     def update(self, seen: Observation) -> None:
-        if seen.request.labels is None:
-            raise MetricError(
-                f"{self.name} needs images of known classes; these have none (folders that are "
-                "all named as classes, or a samples.json beside them, say which)"
-            )
-        labels = seen.request.labels.cpu()
+        labels = self.labels_of(seen.request)
         logits = seen.features(self.network)[self.feature]
         right = (logits.argmax(1).cpu() == labels).double()
         classes = logits.shape[1]

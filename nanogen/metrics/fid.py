@@ -17,7 +17,7 @@ from functools import cached_property
 
 from nanogen.encoders.inception import NAME, WEIGHTS, fingerprint
 from nanogen.errors import MetricError
-from nanogen.metrics.base import Context, Option
+from nanogen.metrics.base import Context, Option, Unfit
 from nanogen.metrics.frechet import FrechetDistance
 from nanogen.metrics.gaussian import Gaussian
 from nanogen.metrics.reference import with_spectrum
@@ -135,9 +135,10 @@ class Fid50k(InceptionDistance):
 
     def check(self, samples: int) -> None:
         if samples > self.minimum:
-            raise MetricError(
-                f"metric {self.title} is of exactly {self.minimum} samples, not {samples}; "
-                "ask for as many, or choose fid, which says its n"
+            raise Unfit(
+                f"metric {self.title} is of exactly {self.minimum} samples, not {samples} (fid "
+                "takes any number, and says it)",
+                self.minimum,
             )
         super().check(samples)
 

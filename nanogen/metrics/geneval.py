@@ -28,7 +28,6 @@ from torch import Tensor
 
 from nanogen.encoders.contrastive import open_contrastive
 from nanogen.encoders.fit_square import crop_square
-from nanogen.errors import MetricError
 from nanogen.metrics import geneval_rules
 from nanogen.metrics.base import Option, Outcomes, Score
 from nanogen.metrics.clip_score import CLIP_L
@@ -123,12 +122,7 @@ class GenEval(PromptedMetric):
 
     def scores(self, judged: Judged, extra: Tensor) -> dict[str, Score]:
         images = Counter(judged.outcomes.prompts)
-        prompts = len(self.prompt_set.texts)
-        if len(images) < prompts:
-            raise MetricError(
-                f"{self.title} needs at least one image of each of its {prompts} prompts, and only "
-                f"{len(images)} of them have any; add the others"
-            )
+        self.require_all(images)
         fewest, most = min(images.values()), max(images.values())
         tags = [tag for tag in TAGS if tag in judged.tags()]
         facts = self.facts() | {

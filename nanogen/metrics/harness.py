@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from nanogen import registry
+from nanogen.data.base import Source
 from nanogen.errors import ConfigError, MetricError, suggest
 from nanogen.metrics.base import Context, Metric, Observation, Score
 from nanogen.metrics.blocks import Block, Kept, Share, Tallies, blocks
@@ -87,17 +88,26 @@ def _chosen(name: Name, context: Context) -> Metric:
     return target(context, name.options)
 
 
+def named(names: Sequence[str]) -> list[Metric]:
+    """The metrics without any data, for their titles, kinds and needs; see `choose`."""
+    return choose(names, Context(cast(Source, None), torch.device("cpu")))
+
+
 def fits(metrics: Sequence[Metric], kind: str, samples: int) -> None:
     """Raise a UserError where one of the metrics is not for a task of this kind ("any" where it is
     not known), or cannot be computed from so many samples.
     """
     for metric in metrics:
-        if "any" not in (kind, metric.task) and metric.task != kind:
-            raise MetricError(
-                f"metric {metric.title} is for {metric.task} tasks, this one is {kind}; "
-                "leave it out"
-            )
+        is_for(metric, kind)
         metric.check(samples)
+
+
+def is_for(metric: Metric, kind: str) -> None:
+    """Raise a MetricError where the metric is for tasks of another kind."""
+    if "any" not in (kind, metric.task) and metric.task != kind:
+        raise MetricError(
+            f"metric {metric.title} is for {metric.task} tasks, this one is {kind}; leave it out"
+        )
 
 
 def measure(metrics: Sequence[Metric], work: Work, context: Context) -> Scores:
@@ -191,4 +201,6 @@ def _enough(metric: Metric, found: int, skipped: int) -> None:
         metric.check(found)
     except MetricError as problem:
         whole = found + skipped
-        raise MetricError(f"{problem} ({skipped} of {whole} could not be read)") from problem
+        raise MetricError(
+            f"{problem} ({skipped} of {whole} could not be read); repair these, or take more"
+        ) from problem

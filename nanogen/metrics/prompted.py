@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import ClassVar, cast
@@ -15,9 +15,10 @@ from torch import Tensor
 
 from nanogen import registry
 from nanogen.errors import MetricError, MissingExtra
-from nanogen.metrics.base import Metric, Observation, Outcomes, Score
+from nanogen.metrics.base import Metric, Observation, Outcomes, Score, Unfit
 from nanogen.metrics.uncertainty import Judged
 from nanogen.prompts.base import PromptSet
+from nanogen.types import Request
 
 
 class PromptedMetric(Metric):
@@ -39,9 +40,26 @@ class PromptedMetric(Metric):
             return
         prompts, images = len(self.prompt_set.texts), self.prompt_set.images
         if samples < prompts:
+            raise Unfit(
+                f"{self.title} needs at least one image of each of its {prompts} prompts "
+                f"(published: {images} of each, {prompts * images}), not {samples} samples",
+                prompts,
+            )
+
+    def check_request(self, request: Request) -> None:
+        texts = self.texts_of(request)
+        if self.prompts:
+            self.require_all(texts)
+
+    def require_all(self, texts: Collection[str]) -> None:
+        """MetricError where a prompt of the set has no image: the name of the metric stands for all
+        of them.
+        """
+        prompts, drawn = len(set(self.prompt_set.texts)), len(set(texts))
+        if drawn < prompts:
             raise MetricError(
-                f"{self.title} needs at least one image of each of its {prompts} prompts, not "
-                f"{samples} samples; ask for {prompts * images}, {images} of each, as published"
+                f"{self.title} needs at least one image of each of its {prompts} prompts, and only "
+                f"{drawn} of them have any; add the others"
             )
 
     @abstractmethod
@@ -76,21 +94,27 @@ class PromptedMetric(Metric):
             texts = self.context.captions or self.context.source.prompts()
         return {key_of(text): text for text in texts}
 
-    def update(self, seen: Observation) -> None:
-        texts = seen.request.texts
-        if texts is None:
+    def texts_of(self, request: Request) -> tuple[str, ...]:
+        """What samples were drawn for; MetricError where there are no captions, or others than the
+        prompts of the metric.
+        """
+        if request.texts is None:
             raise MetricError(
                 f"{self.title} needs images with captions; these have none (a samples.json beside "
                 "them holds some)"
             )
-        keys = [key_of(text) for text in texts]
         if self.prompts:
-            foreign = [text for key, text in zip(keys, texts, strict=True) if key not in self.known]
+            foreign = [text for text in request.texts if key_of(text) not in self.known]
             if foreign:
                 raise MetricError(
                     f"{self.title}: {foreign[0]!r} is not one of its {len(self.known)} prompts; "
                     "measure images that were drawn for them"
                 )
+        return request.texts
+
+    def update(self, seen: Observation) -> None:
+        texts = self.texts_of(seen.request)
+        keys = [key_of(text) for text in texts]
         self.known.update(zip(keys, texts, strict=True))
         found = self.judge(seen.images, texts).to("cpu", torch.float64)
         self.rows.setdefault("keys", []).append(torch.tensor(keys))

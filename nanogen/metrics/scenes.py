@@ -30,6 +30,7 @@ from nanogen.metrics.geneval_rules import Detection, Rules, Verdict, judge
 from nanogen.metrics.prompted import PromptedMetric
 from nanogen.metrics.uncertainty import Judged
 from nanogen.registry import register
+from nanogen.types import Request
 
 DRAWS = 2
 """real scenes of each evaluation caption behind ceiling and floor"""
@@ -60,12 +61,26 @@ class SceneEval(PromptedMetric):
     def detector(self) -> SceneDetector:
         return SceneDetector().to(self.context.device)
 
+    @property
+    def source(self) -> ScenesSource:
+        """The real scenes; MetricError where the data set is another."""
+        if not isinstance(self.context.source, ScenesSource):
+            raise MetricError("scene-eval needs the data set scenes; choose another metric")
+        return self.context.source
+
+    def check(self, samples: int) -> None:
+        super().check(samples)
+        _ = self.source
+
+    def check_request(self, request: Request) -> None:
+        """Besides: DataError for a caption that is none of a scene."""
+        for text in dict.fromkeys(self.texts_of(request)):
+            parse(text)
+
     @cached_property
     def reference(self) -> Bounds:
         """Ceiling and floor on the evaluation captions, `DRAWS` held-out scenes of each."""
-        source = self.context.source
-        if not isinstance(source, ScenesSource):
-            raise MetricError("scene-eval needs the data set scenes; choose another metric")
+        source = self.source
         prompts, others = source.prompts() * DRAWS, deranged(source.prompts()) * DRAWS
         images = real_scenes(source, prompts, "held-out")
         found = []

@@ -15,6 +15,7 @@ from tiny_assets import tiny_assets
 from torch import Tensor
 
 from nanogen import registry
+from nanogen.bench.record import RESULTS
 from nanogen.data.animals import Animals, AnimalsSource
 from nanogen.data.base import Source
 from nanogen.data.scenes import Scenes
@@ -79,9 +80,11 @@ def context(kind: str) -> Context:
     return Context(source(kind), torch.device("cpu"))
 
 
-def measured(entry: Entry, order: Tensor, batch: int) -> dict:
+def measured(entry: Entry, order: Tensor, batch: int, dark: bool = False) -> dict:
     kind = entry.target.task
     request, images = asked(entry, len(order))
+    if dark:
+        images = images // 2
 
     def batches() -> Iterator[tuple[Request, Tensor]]:
         for rows in order.split(batch):
@@ -152,6 +155,15 @@ def test_any_batch_size(entry: Entry, batch: int) -> None:
 def test_any_order(entry: Entry) -> None:
     order = torch.randperm(count_of(entry), generator=torch.Generator().manual_seed(0))
     assert_close(measured(entry, order, 64), plain(entry.name))
+
+
+@every
+def test_facts_that_other_images_change_are_results(entry: Entry) -> None:
+    """All others are conditions, which a comparison lists where they differ."""
+    found = measured(entry, torch.arange(count_of(entry)), 64, dark=True)
+    for name, one in plain(entry.name).items():
+        facts, others = one.score.facts, found[name].score.facts
+        assert {fact for fact in facts if facts[fact] != others[fact]} <= set(RESULTS), name
 
 
 @every

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import chz
@@ -111,6 +112,28 @@ def test_what_another_evaluation_kept_is_not_used(folder, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         evaluate(folder, tmp_path, "sampling.seed=1", check=Second())
     assert values(evaluate(folder, tmp_path)) == values(record.read(folder / "records"))
+
+
+def test_what_was_never_continued_is_told(folder, tmp_path, caplog):
+    """Of an evaluation that ended well, nothing; of one that kept nothing yet, nothing."""
+    calls = iter(range(3))
+
+    def kill() -> None:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(folder, tmp_path, "sampling.seed=1", check=kill)
+    one = opened(folder)
+    plan = replace(online.plan_of(one.parts, tmp_path), quiet=False)
+    measure.evaluate(DrawnByRun(one), plan)
+    [said] = [entry.getMessage() for entry in caplog.records]
+    assert f"{tmp_path / measure.KEPT} keeps the blocks of 1 evaluation that did not end" in said
+    evaluate(folder, tmp_path, "sampling.seed=1")
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(folder, tmp_path, "sampling.seed=2", check=kill)
+    assert not (tmp_path / measure.KEPT).exists() and len(caplog.records) == 1
 
 
 def test_repeats_draw_other_noise_and_say_their_spread(folder, tmp_path):

@@ -11,6 +11,8 @@ from PIL import Image
 from tiny import command, final, invoke, overrides, tiny, trained, unlike
 
 from nanogen import config
+from nanogen.bench import record
+from nanogen.bench.record import Record
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +40,13 @@ def place(tmp_path, monkeypatch, runs) -> Path:
         Path("images", colour).mkdir(parents=True)
         for number in range(12):
             Image.new("RGB", (28, 28), colour).save(Path("images", colour, f"{number}.png"))
+    for number in range(60):
+        for folder in ("classes/cow", "classes/elefant", "classes/one/crw", "captioned"):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            Path(folder, f"{number}.png").symlink_to(Path("images/red/0.png").resolve())
+        Path("captioned", f"{number}.txt").write_text("a small house")
+    record.write(Path(), Record("r", "images", "m", "fid", 1, 9.0, None, 9, False))
+    next(Path().glob("*.record.json")).rename("fid.record.json")
     Path("broken").mkdir()
     Path("broken", "0.png").write_bytes(Path("images/red/0.png").read_bytes()[:60])
     tree = config.dump(tiny("animals/pixels-v"))
@@ -180,7 +189,39 @@ CASES: dict[str, tuple[list[str], str]] = {
     "evaluating no folder": (["eval", "--images", "gone"], "gone does not exist"),
     "too few images": (
         ["eval", "--images", "images/red", "--metrics", "fd-animals"],
-        "needs at least 256 samples, not 12",
+        "not 12; images/red holds 12: 244 more images are needed",
+    ),
+    "too few images for any metric": (
+        ["eval", "--images", "images/red"],
+        "accuracy-animals suits these images; name some with --metrics",
+    ),
+    "images of a class of another name": (
+        ["eval", "--images", "classes", "--metrics", "accuracy-animals"],
+        "the folder 'elefant' in classes is none of the 10 classes; did you mean elephant?",
+    ),
+    "images of one class of another name": (
+        ["eval", "--images", "classes/one", "--metrics", "accuracy-animals"],
+        "the folder 'crw' in classes/one is none of the 10 classes; did you mean cow",
+    ),
+    "images without captions": (
+        ["eval", "--images", "classes", "--metrics", "scene-eval"],
+        "scene-eval needs images with captions",
+    ),
+    "captions of no scene": (
+        ["eval", "--images", "captioned", "--metrics", "scene-eval"],
+        "'a small house' is not a caption of a scene",
+    ),
+    "metric of a run that is not there": (
+        ["eval", "gone", "--metrics", "is-animal"],
+        "unknown metric 'is-animal'; did you mean is-animals",
+    ),
+    "compared with another score": (
+        ["eval", "runs/animals", "--metrics", "is-animals", "--compare", "fid.record.json"],
+        "--compare fid.record.json has no score of is-animals, only of fid",
+    ),
+    "compared with no record": (
+        ["eval", "runs/animals", "--metrics", "is-animals", "--compare", "extra.yaml"],
+        "extra.yaml is not a record",
     ),
     "unknown reference": (
         ["eval", "--images", "images/red", "--reference", "animals"],
@@ -195,6 +236,14 @@ CASES: dict[str, tuple[list[str], str]] = {
     "report of no folder": (["report", "gone"], "gone does not exist"),
     "report of no records": (["report", "runs/animals"], "holds no records yet"),
     "leaderboard of no folder": (["leaderboard", "gone"], "gone does not exist"),
+    "leaderboard of no record": (["leaderboard", "extra.yaml"], "extra.yaml is not a record"),
+    "leaderboard of nothing": (["leaderboard", "empty"], "empty has no records"),
+    "correlation of no record": (["correlate", "extra.yaml"], "extra.yaml is not a record"),
+    "comparing no record": (
+        ["compare", "extra.yaml", "fid.record.json"],
+        "extra.yaml is not a record",
+    ),
+    "comparing records with none": (["compare", "fid.record.json", "empty"], "empty has no record"),
     "comparing nothing": (["compare", "gone", "empty"], "gone does not exist"),
     "correlating nothing": (["correlate", "gone"], "gone does not exist"),
     "listing nothing": (["ls", "preset"], "nothing is called 'preset'; did you mean presets"),
@@ -203,15 +252,34 @@ CASES: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.mark.parametrize(("arguments", "message"), CASES.values(), ids=CASES)
-def test_one_clear_line(place, monkeypatch, capsys, arguments, message):
+def test_one_clear_line(place, monkeypatch, capsys, caplog, arguments, message):
     made = {path.name for path in place.iterdir()}
     assert invoke(monkeypatch, *arguments) == 2
     out, err = capsys.readouterr()
+    assert not caplog.records
     assert err.startswith("error: ") and err.count("\n") == 1, err
     assert message in err
     assert out == ""
     # A command that is refused leaves nothing behind.
     assert {path.name for path in place.iterdir()} - made <= {"runs"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--metrics", "fd-animals", "evaluation.samples=9"], "set evaluation.samples=256"),
+        (["--metrics", "scene-eval"], "is for text_to_image tasks"),
+        (["--metrics", "fid", "evaluation.samples=5000"], "nanogen prepare"),
+        (["--metrics", "fid,fids"], "unknown metric 'fids'"),
+    ],
+)
+def test_no_network_is_opened_for_metrics_that_are_refused(
+    place, monkeypatch, capsys, arguments, message
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place))
+    monkeypatch.setattr("nanogen.evaluation.runs.open_run", lambda *given: pytest.fail("opened"))
+    assert invoke(monkeypatch, "eval", "runs/animals", *arguments) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_refused_run_is_intact(place, monkeypatch, capsys):

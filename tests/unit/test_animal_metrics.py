@@ -134,7 +134,10 @@ def test_accuracy_refuses_other_classes(context: Context) -> None:
 
     metric = AccuracyAnimals(Context(Others(), context.device))
     with pytest.raises(MetricError, match="knows the classes bear, bird, cat"):
-        scores(metric, 60, 60)
+        metric.check(60)
+    beyond = Request(torch.arange(2), labels=torch.tensor([0, CLASSES]))
+    with pytest.raises(MetricError, match=f"samples are of class {CLASSES}; leave this metric out"):
+        AccuracyAnimals(context).check_request(beyond)
 
 
 def test_the_error_of_a_share() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from nanogen.bench.compare import Comparison, Side
 from nanogen.bench.compare import compare as compared
-from nanogen.bench.record import Record
+from nanogen.bench.record import RESULTS, Record
 from nanogen.errors import DataError
 
 BASE = Record(
@@ -93,6 +93,12 @@ def test_every_field_that_differs_and_no_other() -> None:
     assert same.conditions.rows == () and same.conditions.notes == ("All conditions are equal.",)
 
 
+@pytest.mark.parametrize("name", RESULTS)
+def test_results_are_no_conditions(name: str) -> None:
+    found = compare([BASE], [changed(value=0.9, facts={**BASE.facts, name: 0.5})], NAMES)
+    assert found.conditions.rows == ()
+
+
 def test_a_condition_of_one_score_is_named_with_it() -> None:
     other = changed(metric="fd", higher_is_better=False, standard_error=None)
     found = compare([BASE, other], [changed(n=7), dataclasses.replace(other, run="b")], NAMES)
@@ -118,7 +124,10 @@ def test_the_most_trained_record_of_a_run_is_compared() -> None:
 def test_what_cannot_be_compared_is_a_user_error() -> None:
     with pytest.raises(DataError, match="B has no records"):
         compare([BASE], [], NAMES)
-    with pytest.raises(DataError, match="no score in common"):
-        compare([BASE], [changed(metric="fd")], NAMES)
+    with pytest.raises(
+        DataError,
+        match=r"A \(class_conditional accuracy\) and B \(images fd\) have no score in common",
+    ):
+        compare([BASE], [changed(task="images", metric="fd")], NAMES)
     with pytest.raises(DataError, match="A holds several results"):
         compare([BASE, changed(method="x")], [BASE], NAMES)

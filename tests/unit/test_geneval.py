@@ -268,7 +268,9 @@ def test_models_are_opened_late_and_freed(context, images):
 
 
 def test_too_few_images_are_refused(context):
-    with pytest.raises(MetricError, match="each of its 6 prompts, not 5 samples; ask for 24"):
+    with pytest.raises(
+        MetricError, match=r"each of its 6 prompts \(published: 4 of each, 24\), not 5 samples"
+    ):
         GenEval(context).check(5)
 
 
@@ -278,6 +280,8 @@ def test_missing_prompts_are_refused(context, images):
     batch = (Request(torch.arange(COUNT), texts=five), images)
     with pytest.raises(MetricError, match="each of its 6 prompts, and only 5 of them"):
         measured([GenEval(context)], [batch], context)
+    with pytest.raises(MetricError, match="only 5 of them"):
+        GenEval(context).check_request(batch[0])
 
 
 def test_prompts_of_others_are_refused(context, images):

@@ -81,6 +81,16 @@ def test_a_bad_file_is_skipped_with_one_line_that_names_it(
     assert str(bad) in line and reason in line and "\n" not in line
 
 
+def test_a_file_that_is_given_and_no_record_is_one_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, content in (("run.yaml", b"seed: 1"), ("image.png", b"\x89PNG"), ("empty", b"")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=f"{name} is not a record .*; give a run folder"):
+            read(tmp_path / name)
+    assert not caplog.records
+
+
 def test_files_that_do_not_claim_to_be_records_are_not_looked_at(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
