@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 
 from nanogen.bench.record import SUFFIX as RECORD
-from nanogen.bench.record import Record, file_name
+from nanogen.bench.record import Record, file_name, writing
 from nanogen.errors import DataError
 from nanogen.files import write_text
 from nanogen.metrics.base import Outcomes
@@ -23,15 +23,16 @@ SUFFIX = ".outcomes.json"
 
 def write(folder: Path, record: Record, outcomes: Outcomes | None) -> None:
     """Write the outcomes behind a record beside it; remove those of an older evaluation where there
-    are none.
+    are none. Raises DataError where the folder cannot be written.
     """
     target = folder / file_name(record).replace(RECORD, SUFFIX)
-    if outcomes is None:
-        target.unlink(missing_ok=True)
-        return
-    rows = zip(outcomes.prompts, outcomes.tags, outcomes.values, strict=True)
-    lines = ",\n".join(json.dumps(row) for row in rows)
-    write_text(target, f'{{"columns": ["prompt", "tag", "value"], "images": [\n{lines}\n]}}\n')
+    with writing(target):
+        if outcomes is None:
+            target.unlink(missing_ok=True)
+            return
+        rows = zip(outcomes.prompts, outcomes.tags, outcomes.values, strict=True)
+        lines = ",\n".join(json.dumps(row) for row in rows)
+        write_text(target, f'{{"columns": ["prompt", "tag", "value"], "images": [\n{lines}\n]}}\n')
 
 
 def read(folder: Path, record: Record) -> Outcomes | None:

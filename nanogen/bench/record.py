@@ -7,6 +7,7 @@ numbers differ.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -15,7 +16,7 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
@@ -96,12 +97,19 @@ def write(folder: Path, record: Record) -> Path:
     """
     text = json.dumps(dataclasses.asdict(record), indent=1, allow_nan=False, sort_keys=True)
     path = Path(folder) / file_name(record)
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text + "\n")
+    return path
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Generator[None]:
+    """A full or read-only disk while a result is written is a DataError that names its file."""
+    try:
+        yield
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror}; choose another --out") from error
-    return path
 
 
 def read(folder: Path) -> list[Record]:

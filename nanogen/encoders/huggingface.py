@@ -160,7 +160,7 @@ def load(row: EncoderRow, kind: str, path: str, unused: Collection[str] = ()) ->
     except Exception as problem:  # a foreign file can break a constructor in any way
         advice = hub.advice(wanted, problem, FIELD, what, gated=row.gated and not source.local)
         raise ConfigError(advice) from problem
-    _check_weights(found, kind, wanted, tuple(unused))
+    check_weights(found, kind, wanted, tuple(unused))
     return network
 
 
@@ -239,7 +239,7 @@ def full_name(row: EncoderRow, options: Options) -> str:
     return f"{row.name}[{','.join(parts)}]" if parts else row.name
 
 
-def _check_weights(found: Any, kind: str, model: str, unused: tuple[str, ...]) -> None:
+def check_weights(found: Any, kind: str, model: str, unused: tuple[str, ...]) -> None:
     """ConfigError unless the files held what the network needs, and nothing unknown."""
     troubles = {
         # Files that were made without training on masked patches lack the token.
@@ -257,7 +257,7 @@ def _check_weights(found: Any, kind: str, model: str, unused: tuple[str, ...]) -
 
 @contextlib.contextmanager
 def quiet() -> Generator[None, None, None]:
-    """transformers logs a report of what `_check_weights` reads; one message is enough."""
+    """transformers logs a report of what `check_weights` reads; one message is enough."""
     logger = logging.getLogger("transformers")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -9,13 +9,14 @@ from typing import cast
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from tiny_dpg import ASKED, PROMPTS, prepare_tiny, tiny_rows, write_blip
 from torch import Tensor
 
 from nanogen import registry, store
 from nanogen.data.base import Source
-from nanogen.encoders.blip_vqa import BlipVqa
+from nanogen.encoders.blip_vqa import UNUSED, BlipVqa
 from nanogen.errors import ConfigError, MetricError
 from nanogen.metrics.base import Context, Observation, Score
 from nanogen.metrics.dpg import BLIP, MPLUG, Dpg, DpgBlip, QuestionMetric
@@ -332,6 +333,38 @@ def test_blip_compares_likelihoods(tiny: Mapping[str, Path]) -> None:
     assert judge.says_yes(image, questions) == [margin > 0 for margin in expected]
     alone = BlipVqa(tiny[BLIP.name], CPU, chunk=1).margins(image, questions)
     torch.testing.assert_close(alone, margins, rtol=1e-4, atol=1e-4)
+
+
+BIAS = "text_encoder.encoder.layer.0.output.dense.bias"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({BIAS: None}, f"1 missing, such as {BIAS}"),
+        ({"text_encoder.pooler.dense.bias": torch.zeros(32)}, "1 unknown, such as text_encoder.po"),
+        ({BIAS: torch.zeros(33)}, f"1 misshapen, such as {BIAS}"),
+    ],
+)
+def test_weights_of_another_blip(
+    tmp_path: Path, change: Mapping[str, torch.Tensor | None], message: str
+) -> None:
+    folder = write_blip(tmp_path / "blip")
+    file = folder / "model.safetensors"
+    tensors = {**safetensors.torch.load_file(file), **change}
+    kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    safetensors.torch.save_file(kept, file, {"format": "pt"})
+    with pytest.raises(ConfigError, match=message) as found:
+        BlipVqa(folder, CPU)
+    assert "\n" not in str(found.value)
+
+
+def test_positions_that_older_versions_wrote_down_are_not_needed(tmp_path: Path) -> None:
+    folder = write_blip(tmp_path / "blip")
+    file = folder / "model.safetensors"
+    tensors = safetensors.torch.load_file(file) | {n: torch.arange(64)[None] for n in UNUSED}
+    safetensors.torch.save_file(tensors, file, {"format": "pt"})
+    BlipVqa(folder, CPU)
 
 
 @pytest.mark.parametrize("name", ["vocab.txt", "preprocessor_config.json", "model.safetensors"])

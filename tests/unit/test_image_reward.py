@@ -198,12 +198,15 @@ def test_half_precision_is_close() -> None:
         ("blip.text_encoder.encoder.layer.1.crossattention.self.key.bias", "it lacks"),
         ("blip.visual_encoder.pos_embed", "not the file of ImageReward"),
         ("more", "unknown mlp.layers.9"),
+        ("wider", r"mlp.layers.0.bias is \[1025\], not \[1024\]"),
     ],
 )
 def test_a_file_of_something_else_is_refused(tmp_path, damage: str, message: str) -> None:
     tensors = image_reward_tensors(SEED)
     if damage == "more":
         tensors["mlp.layers.9.weight"] = torch.zeros(1)
+    elif damage == "wider":
+        tensors["mlp.layers.0.bias"] = torch.zeros(1025)
     else:
         del tensors[damage]
     torch.save(tensors, tmp_path / "other.pt")

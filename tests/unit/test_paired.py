@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
+import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -111,3 +114,17 @@ def test_outcomes_that_are_not_of_the_second_score_are_not_used() -> None:
     first, second = judged(np.arange(4.0)), judged(np.arange(4.0) + 1)
     assert paired(first, second, 1.5, 2.5) is not None
     assert paired(first, second, 1.5, 2.6) is None
+
+
+@pytest.mark.parametrize("what", ["record", "outcomes"])
+def test_a_full_disk_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def full(target: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(f"nanogen.bench.{what}.write_text", full)
+    with pytest.raises(DataError) as found:
+        records(tmp_path, np.arange(4.0), "one")
+    (file,) = re.findall(r"cannot write (\S+): No space left on device; choose", str(found.value))
+    assert file.endswith(f".{what}.json") and "\n" not in str(found.value)
