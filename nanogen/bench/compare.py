@@ -294,4 +294,4 @@ def _sentence(differences: Sequence[Difference], names: tuple[str, str]) -> str:
 
 
 def _show(value: object) -> str:
-    return "–" if value is None else str(value)
+    return "–" if value in (None, "") else str(value)

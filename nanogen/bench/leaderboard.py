@@ -20,7 +20,7 @@ def latest(records: Iterable[Record]) -> list[Record]:
     """The record to show of each (task, method, budget, training seed, metric).
 
     The most trained model first, then EMA before raw weights, then the most samples; what remains
-    equal differs in its sampler, and the first in a fixed order of those is taken.
+    equal differs in how it was sampled or scored, and the first in a fixed order is taken.
     """
     chosen: dict[tuple[object, ...], Record] = {}
     for record in sorted(records, key=_preference, reverse=True):
@@ -140,7 +140,9 @@ def _row(record: Record) -> tuple[str, str, int]:
 
 
 def _preference(record: Record) -> tuple[object, ...]:
-    settings = json.dumps(dict(record.sampler), sort_keys=True)
+    settings = json.dumps(
+        [record.precision, record.quantisation, dict(record.sampler)], sort_keys=True
+    )
     return record.seen, record.weights == "ema", record.n, settings
 
 
@@ -188,11 +190,13 @@ def _notes(shown: Sequence[Record]) -> tuple[str, ...]:
         ("images of training", "seen"),
         ("versions of the metric", "version"),
         ("kinds of weights", "weights"),
+        ("precision of the scoring models", "precision"),
+        ("how grey levels were made whole", "quantisation"),
     ):
         mixed = sorted(
             metric
             for metric in {r.metric for r in shown}
-            if len({getattr(r, name) for r in shown if r.metric == metric}) > 1
+            if len({getattr(r, name) for r in shown if r.metric == metric} - {""}) > 1
         )
         if mixed:
             notes.append(f"Rows differ in {what}: {', '.join(mixed)}.")

@@ -70,9 +70,10 @@ class Record:
     training_seed: int = 0
     config_hash: str = ""
     parameters: int = 0
-    quantisation: str = "round"
-    precision: str = "fp32"
-    """of sampling and scoring, whatever training used"""
+    quantisation: str = ""
+    """how grey levels were made whole; empty for images that were there already"""
+    precision: str = ""
+    """of the scoring models; empty where those of the metric have no choice"""
     device: str = "cpu"
     commit: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -108,16 +108,25 @@ class _Reading:
 def _stats(subject: str, network: str, name: str, reading: _Reading) -> Table:
     from nanogen import registry
     from nanogen.bench.table import Cell, Column, Table
+    from nanogen.errors import ConfigError
+    from nanogen.metrics.frechet import distances_on
     from nanogen.metrics.statistics_file import statistics_of
     from nanogen.run import pick_device
 
     registry.get("network", network)  # before any image is read
+    users = distances_on(network)
+    if not users:
+        known = [entry.name for entry in registry.entries("network") if distances_on(entry.name)]
+        raise ConfigError(
+            f"--network {network}: no metric takes statistics of it; choose {' or '.join(known)}"
+        )
     file = _file_of(name)
     images, skipped = _images_of(subject, reading)
     found = statistics_of(images, network, pick_device(reading.device))
     found.save(file)
-    columns = ("statistics", "network", "images", "file")
-    cells = (name, network, found.n, str(file))
+    columns = ("statistics", "network", "images", "for", "file")
+    titles = ", ".join(f"{user}[reference={name}]" for user in users)
+    cells = (name, network, found.n, titles, str(file))
     notes = (f"{len(skipped)} broken images are left out: {', '.join(skipped)}",) if skipped else ()
     return Table("made", tuple(map(Column, columns)), (tuple(map(Cell, cells)),), notes)
 

@@ -84,8 +84,9 @@ def of_images(place: Path, metrics: Sequence[str], settings: Foreign, out: Path)
     _refuse(settings, ("samples", "images_per_prompt", "every", "quantise"), "--images")
     _refuse_own(settings, ("classes",), "--images")
     settled, images = _opened(place, metrics, settings)
+    _refuse_unused(settled, settings)
     context = settled.context
-    subject = Given(images, device=context.device.type, precision=context.precision)
+    subject = Given(images, device=context.device.type)
     texts = images.request(0, images.count()).texts or ()
     plan = _plan(settled, settings, out, texts)
     if not metrics:
@@ -183,10 +184,13 @@ def _refuse_own(settings: Foreign, fields: Sequence[str], where: str) -> None:
             raise ConfigError(f"{field}={value} has no effect on {where}; leave it out")
 
 
-def _refuse_unused(settled: Settled, settings: Foreign, prompts: Path | None) -> None:
+def _refuse_unused(settled: Settled, settings: Foreign, prompts: Path | None = None) -> None:
     """ConfigError for what only metrics use that are not among those that are named."""
     named = ", ".join(settled.metrics)
-    own = {bool(metric.prompts) for metric in harness.choose(settled.metrics, settled.context)}
+    chosen = harness.choose(settled.metrics, settled.context)
+    if not any(metric.takes_precision for metric in chosen):
+        _refuse(settings, ("precision",), f"{named}: they have one of their own")
+    own = {bool(metric.prompts) for metric in chosen}
     if own == {True}:
         if prompts:
             raise ConfigError(
@@ -306,7 +310,6 @@ class DrawnByPipeline:
             method=pipeline.name,
             sampler=pipeline.facts,
             device=pipeline.device.type,
-            precision=self.settings.evaluation.precision,
             quantisation=self.settings.evaluation.quantise,
             **values,  # ty: ignore[invalid-argument-type]
         )

@@ -23,7 +23,7 @@ from nanogen.files import writable_folder
 from nanogen.metrics import harness
 from nanogen.metrics.base import Context, Metric, Outcomes, Unfit
 from nanogen.metrics.blocks import SUFFIX, Kept
-from nanogen.metrics.harness import Measured, Scores, Work
+from nanogen.metrics.harness import Scores, Work
 from nanogen.metrics.prompted import PromptedMetric
 from nanogen.progress import Display
 from nanogen.store import find
@@ -234,7 +234,7 @@ def averaged(found: Sequence[Scores]) -> Scores:
             outcomes=together([one.outcomes for one in each if one.outcomes is not None]),
         )
         skipped = sum(scores[name].skipped for scores in found)
-        scores[name] = Measured(score, first.version, skipped)
+        scores[name] = replace(first, score=score, skipped=skipped)
     return scores
 
 
@@ -263,6 +263,7 @@ def _records(subject: Subject, scores: Scores, seconds: float) -> Iterator[Recor
                 "higher_is_better": score.higher_is_better,
                 "facts": dict(score.facts),
                 "skipped": measured.skipped,
+                "precision": measured.precision,
                 "commit": commit,
                 "versions": versions,
                 "seconds": seconds,

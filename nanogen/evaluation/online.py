@@ -19,6 +19,7 @@ from nanogen.files import whole_file
 from nanogen.metrics import harness
 from nanogen.metrics.base import Context
 from nanogen.metrics.names import metric_of
+from nanogen.metrics.reference import load_encoder
 from nanogen.run import Parts, Run
 from nanogen.run_folder import Opened
 from nanogen.sampling.grid import grid
@@ -45,6 +46,8 @@ def hooks(parts: Parts, folder: Path) -> Hooks:
     out = folder / "records"
     subject = DrawnByRun(Opened(parts, 0, "ema"), stay=True)
     measure.check(subject, plan_of(parts, out))
+    # A network whose fingerprint was asked for would stay on the device while the run trains.
+    load_encoder.cache_clear()
     parts.conditioner.encode(parts.task.batch(np.zeros(1, np.int64)))
     if parts.run.train.sample_every or parts.run.evaluation.metrics:
         parts.conditioner.encode(parts.task.request(0, 1))

@@ -78,13 +78,15 @@ def of_run(
 
 
 def _refuse_unused(plan: Plan, overrides: list[str]) -> None:
-    """ConfigError for a number of samples that none of the metrics asks for."""
-    own = {bool(metric.prompts) for metric in plan.chosen()}
+    """ConfigError for a setting that none of the metrics makes use of."""
+    chosen = plan.chosen()
+    own = {bool(metric.prompts) for metric in chosen}
     for field, unused, why in (
-        ("samples", {True}, "bring their prompts"),
-        ("images_per_prompt", {False}, "bring no prompts"),
+        ("samples", own == {True}, "bring their prompts"),
+        ("images_per_prompt", own == {False}, "bring no prompts"),
+        ("precision", not any(m.takes_precision for m in chosen), "have a precision of their own"),
     ):
-        if own == unused and any(o.startswith(f"evaluation.{field}=") for o in overrides):
+        if unused and any(o.startswith(f"evaluation.{field}=") for o in overrides):
             raise ConfigError(
                 f"evaluation.{field} has no effect: {', '.join(plan.metrics)} {why}; leave it out"
             )

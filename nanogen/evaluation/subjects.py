@@ -179,7 +179,6 @@ class DrawnByRun:
             parameters=parameter_count(parts.model),
             device=parts.device.type,
             quantisation=run.evaluation.quantise,
-            precision=run.evaluation.precision,
             **values,  # ty: ignore[invalid-argument-type]
         )
 
@@ -194,7 +193,6 @@ class Given:
     rereads: bool = True
     device: str = "cpu"
     """where scores are computed"""
-    precision: str = "fp32"
 
     @property
     def identity(self) -> Mapping[str, Plain]:
@@ -228,6 +226,5 @@ class Given:
             task="images",
             method=self.images.name,
             device=self.device,
-            precision=self.precision,
             **{**values, "facts": {**facts, **self.images.facts}},  # ty: ignore[invalid-argument-type]
         )

@@ -32,6 +32,7 @@ NEEDS = "pip install 'nanogen[t2i]', and the model"
 class AlignmentMetric(PromptedMetric):
     """Subclass with `opened`, `tokens` and `values`; the first of `assets` is the network."""
 
+    takes_precision = True
     resize: ClassVar[str]
     """how images come to the square of the network, for the facts"""
 

@@ -143,6 +143,8 @@ class Metric(ABC):
     """
     assets: tuple[Asset, ...] = ()
     """what must be in the store: of a class, for all options; of an instance, for its own"""
+    takes_precision: ClassVar[bool] = False
+    """whether its models compute in the precision of the context; others have one of their own"""
 
     def __init__(self, context: Context, chosen: Mapping[str, str] | None = None) -> None:
         """`chosen` are values of some options; the others have their defaults. Opens no model and
@@ -165,6 +167,11 @@ class Metric(ABC):
             if self.chosen[name] != option.default
         ]
         return f"{self.name}[{','.join(changed)}]" if changed else self.name
+
+    @property
+    def precision(self) -> str:
+        """In which its models compute; empty where there is no choice."""
+        return self.context.precision if self.takes_precision else ""
 
     def check(self, samples: int) -> None:
         """Raise a UserError where the metric cannot be computed from so many samples, or lacks an

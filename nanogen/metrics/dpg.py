@@ -74,6 +74,7 @@ class QuestionMetric(PromptedMetric):
     """Subclass with a judge: `open_judge` and the asset `judge_asset`."""
 
     version = 1
+    takes_precision = True
     prompts = "dpg"
     options: ClassVar[Mapping[str, Option]] = {"skip_first_row": SKIP, "tiles": TILES}
     judge_asset: ClassVar[Asset]

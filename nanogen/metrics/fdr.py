@@ -3,6 +3,7 @@
     nanogen eval RUN --metrics fdr-dinov2_cls           one space; also fdr-dinov2_cls/distance
     nanogen eval RUN --metrics fdr6                     the mean of six spaces, and each of them
     nanogen eval RUN --metrics fd-dinov2_cls            the plain distance to the run's own data
+    nanogen eval RUN --metrics fd-dinov2_cls[reference=my-photos]    made by nanogen prepare stats
 
 `FDr = FD(samples, train statistics) / FD(validation images, train statistics)` (Jiawei Yang's
 FD-loss; DiffusionBench, arXiv 2606.24888), so that real images score 1. The divisors are published,
@@ -166,7 +167,7 @@ def _distance(space: Space) -> type[FrechetDistance]:
     class Distance(FrechetDistance):
         name = f"fd-{space.key}"
         version = 1
-        task = "class_conditional"
+        task = "any"
         minimum = needed(space.features)
         assets = (space.weights,)
         network = space.network
@@ -175,7 +176,7 @@ def _distance(space: Space) -> type[FrechetDistance]:
     return register(
         "metric",
         Distance.name,
-        summary=f"Fréchet distance on {space.network} to the run's own data (not FID, not FDr)",
+        summary=f"Fréchet distance on {space.network} to data of one's own (not FID, not FDr)",
         licence=space.weights.licence,
         needs=space.weights.name,
     )(Distance)

@@ -13,35 +13,14 @@ a good FID: which file it was stands in the facts of each score with its hash, a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
 
-from nanogen.encoders.inception import NAME, WEIGHTS, fingerprint
-from nanogen.errors import MetricError
-from nanogen.metrics.base import Context, Option, Unfit
-from nanogen.metrics.frechet import FrechetDistance
-from nanogen.metrics.gaussian import Gaussian
-from nanogen.metrics.reference import with_spectrum
-from nanogen.metrics.statistics_file import (
-    ADM_IN256,
-    DATA,
-    JIT_IN256,
-    PUBLISHED,
-    Statistics,
-    located,
-)
+from nanogen.encoders.inception import NAME, WEIGHTS
+from nanogen.metrics.base import Context, Unfit
+from nanogen.metrics.frechet import FrechetDistance, reference_option
+from nanogen.metrics.statistics_file import ADM_IN256, JIT_IN256, PUBLISHED
 from nanogen.registry import register
-from nanogen.store import Prepared, find
 
 PUBLISHED_SAMPLES = 50_000
-
-
-def reference_option(default: str) -> Option:
-    """The option that names the reference."""
-    return Option(
-        f"{' or '.join(PUBLISHED)}, {DATA} for the training images of the run's data, or the name "
-        "of statistics that nanogen prepare stats made",
-        default,
-    )
 
 
 class InceptionDistance(FrechetDistance):
@@ -57,52 +36,6 @@ class InceptionDistance(FrechetDistance):
         published = PUBLISHED.get(self.chosen["reference"])
         self.assets = (WEIGHTS, published) if published else (WEIGHTS,)
 
-    def check(self, samples: int) -> None:
-        """Besides: MetricError where the reference is of another network, or there are no training
-        images to be one.
-        """
-        super().check(samples)
-        if self.chosen["reference"] == DATA:
-            if not self.context.source.count("train"):
-                raise MetricError(
-                    f"{self.title}: the data set has no train split; choose another reference"
-                )
-            return
-        self.published.gaussian(self.feature)
-        made_with = self.published.network_hash
-        if made_with and made_with != fingerprint(find(WEIGHTS)):
-            raise MetricError(
-                f"{self.title}: its reference was made with {made_with}, samples are seen by "
-                f"{fingerprint(find(WEIGHTS))}; make it anew with nanogen prepare stats"
-            )
-
-    @cached_property
-    def file(self) -> Prepared:
-        """The file of a reference that is not the data."""
-        return located(self.chosen["reference"])
-
-    @cached_property
-    def published(self) -> Statistics:
-        """What is in it."""
-        return Statistics.load(self.file.path)
-
-    @cached_property
-    def reference(self) -> Gaussian:
-        if self.chosen["reference"] == DATA:
-            return super().reference
-        return with_spectrum(self.published.gaussian(self.feature))
-
-    def described(self) -> dict[str, str | int]:
-        if self.chosen["reference"] == DATA:
-            return super().described()
-        known = {"reference_images": self.reference.n} if self.reference.n else {}
-        return {
-            "reference": self.chosen["reference"],
-            "reference_file": self.file.path.name,
-            "reference_hash": self.file.sha256,
-            **known,
-        }
-
 
 @register(
     "metric",
@@ -117,7 +50,7 @@ class Fid(InceptionDistance):
 
     name = "fid"
     minimum = 2 * 2048
-    options = {"reference": reference_option(JIT_IN256.name)}
+    options = {"reference": reference_option(JIT_IN256.name, PUBLISHED)}
 
 
 @register(
@@ -131,9 +64,10 @@ class Fid50k(InceptionDistance):
 
     name = "fid50k"
     minimum = PUBLISHED_SAMPLES
-    options = {"reference": reference_option(JIT_IN256.name)}
+    options = {"reference": reference_option(JIT_IN256.name, PUBLISHED)}
 
     def check(self, samples: int) -> None:
+        self.refuse_unknown()
         if samples > self.minimum:
             raise Unfit(
                 f"metric {self.title} is of exactly {self.minimum} samples, not {samples} (fid "
@@ -157,4 +91,4 @@ class SpatialFid(InceptionDistance):
     name = "sfid"
     feature = "spatial"
     minimum = 2 * 2023
-    options = {"reference": reference_option(ADM_IN256.name)}
+    options = {"reference": reference_option(ADM_IN256.name, PUBLISHED)}

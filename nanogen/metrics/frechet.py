@@ -10,7 +10,7 @@ and the number of samples. All three stand in the facts of the score.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import ClassVar
 
@@ -18,10 +18,18 @@ import torch
 from torch import Tensor
 
 from nanogen.errors import MetricError
-from nanogen.metrics.base import Metric, Observation, Score
+from nanogen.metrics.base import Metric, Observation, Option, Score
 from nanogen.metrics.gaussian import Gaussian, accumulate
-from nanogen.metrics.reference import cached_gaussian, kept, load_encoder, real_features
-from nanogen.registry import register
+from nanogen.metrics.reference import (
+    cached_gaussian,
+    kept,
+    load_encoder,
+    real_features,
+    with_spectrum,
+)
+from nanogen.metrics.statistics_file import DATA, Statistics, located
+from nanogen.registry import entries, register
+from nanogen.store import Prepared
 
 
 def frechet_distance(generated: Gaussian, reference: Gaussian) -> float:
@@ -59,26 +67,96 @@ def expected_distance(reference: Gaussian, n: int) -> float:
     return bias * (1 / n + (1 / reference.n if reference.n else 0))
 
 
+def reference_option(default: str, published: Collection[str] = ()) -> Option:
+    """The option that names the reference."""
+    listed = f"{' or '.join(published)}, " if published else ""
+    return Option(
+        f"{listed}{DATA} for the training images of the run's data, or the name of statistics that "
+        "nanogen prepare stats made",
+        default,
+    )
+
+
 class FrechetDistance(Metric):
-    """Subclass with a registered encoder and one of its outputs; override `reference` and
-    `described` together for another reference.
+    """Subclass with a registered encoder and one of its outputs; samples are compared with the
+    training images of the data, or with named statistics.
     """
 
     network: ClassVar[str]
     feature: ClassVar[str] = "pool"
+    options = {"reference": reference_option(DATA)}
+
+    @property
+    def of_data(self) -> bool:
+        return self.chosen["reference"] == DATA
+
+    def check(self, samples: int) -> None:
+        """Besides: ConfigError for an unknown reference; MetricError where it is of another
+        network, or there are no training images to be one.
+        """
+        self.refuse_unknown()
+        super().check(samples)
+        if not self.of_data:
+            self._check_statistics()
+        elif not self.context.source.count("train"):
+            raise MetricError(
+                f"{self.title}: the data set has no train split; choose another reference"
+            )
+
+    def refuse_unknown(self) -> None:
+        """ConfigError where nobody published or made the reference."""
+        published = any(asset.name == self.chosen["reference"] for asset in self.assets)
+        if not self.of_data and not published:
+            located(self.chosen["reference"], self.network)
+
+    def _check_statistics(self) -> None:
+        self.statistics.gaussian(self.feature)
+        made_with = self.statistics.network_hash
+        # Published files do not say it.
+        if not made_with:
+            return
+        seen_by = load_encoder(self.network, self.context.device).fingerprint
+        if made_with != seen_by:
+            raise MetricError(
+                f"{self.title}: its reference was made with {made_with}, samples are seen by "
+                f"{seen_by}; make it anew with nanogen prepare stats"
+            )
+
+    @cached_property
+    def file(self) -> Prepared:
+        """The file of a reference that is not the data."""
+        return located(self.chosen["reference"], self.network)
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        """What is in it."""
+        return Statistics.load(self.file.path)
 
     @cached_property
     def reference(self) -> Gaussian:
-        """The Gaussian of all real training images, as they are stored."""
+        """Of all real images: training images as they are stored, or those behind statistics."""
+        if self.of_data:
+            return self.of_training_images()
+        return with_spectrum(self.statistics.gaussian(self.feature))
+
+    def of_training_images(self) -> Gaussian:
         return cached_gaussian(self.context, self.network, self.feature, "train")
 
     def described(self) -> dict[str, str | int]:
         """What samples are compared with, as facts of the score."""
-        return {
-            "reference": "train split",
-            "reference_hash": self.context.source.fingerprint,
-            "reference_images": self.reference.n,
-        }
+        known = {"reference_images": self.reference.n} if self.reference.n else {}
+        if self.of_data:
+            found = {
+                "reference": "train split",
+                "reference_hash": self.context.source.fingerprint,
+            }
+        else:
+            found = {
+                "reference": self.chosen["reference"],
+                "reference_file": self.file.path.name,
+                "reference_hash": self.file.sha256,
+            }
+        return {**found, **known}
 
     def update(self, seen: Observation) -> None:
         accumulate(self.sums, seen.features(self.network)[self.feature])
@@ -96,6 +174,16 @@ class FrechetDistance(Metric):
         return {self.name: Score(value, None, n, higher_is_better=False, facts=facts)}
 
 
+def distances_on(network: str) -> list[str]:
+    """The names of the registered metrics that take statistics of features of a network."""
+    found = [(entry.name, entry.target) for entry in entries("metric")]
+    return [
+        name
+        for name, target in found
+        if issubclass(target, FrechetDistance) and target.network == network
+    ]
+
+
 @register("metric", "fd-animals", summary="Fréchet distance on a small CNN of animals (not FID)")
 class FdAnimals(FrechetDistance):
     """On the 128 pooled features of `animals-cnn`.
@@ -111,9 +199,8 @@ class FdAnimals(FrechetDistance):
     minimum = 256
     network = "animals-cnn"
 
-    @cached_property
-    def reference(self) -> Gaussian:
-        """The Gaussian of all training images as a training draws them, mirrored or not."""
+    def of_training_images(self) -> Gaussian:
+        """As a training draws them, mirrored or not."""
         return kept(self, self._fit)
 
     def _fit(self) -> Gaussian:

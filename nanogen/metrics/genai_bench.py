@@ -73,14 +73,12 @@ class GenAiBench(BySkill, VqaScore):
 def by_skill(judged: Judged, prompts: Skilled) -> dict[str, Score]:
     """A score for each tag of which there is an image, and `all` for those of all tags together.
 
+    By the place of each image's prompt: two prompts of the same text may differ in their tags.
     The error of each is of a bootstrap over its own prompts.
     """
-    groups = {
-        tag.replace(" ", "-"): {prompts.texts[place] for place in places}
-        for tag, places in prompts.skills.items()
-    }
+    groups = {tag.replace(" ", "-"): set(places) for tag, places in prompts.skills.items()}
     groups = {UNION: set().union(*groups.values()), **groups}
-    parts = {tag: _among(judged, texts) for tag, texts in groups.items()}
+    parts = {tag: _among(judged, places) for tag, places in groups.items()}
     # Their outcomes are not kept: all are among those of the whole.
     return {
         tag: dataclasses.replace(part.score_of_images(spread_of(part)), outcomes=None)
@@ -89,14 +87,14 @@ def by_skill(judged: Judged, prompts: Skilled) -> dict[str, Score]:
     }
 
 
-def _among(judged: Judged, texts: Collection[str]) -> Judged:
+def _among(judged: Judged, places: Collection[int]) -> Judged:
     """Only the images of some prompts."""
     whole = judged.outcomes
-    kept = [place for place, text in enumerate(whole.prompts) if text in texts]
+    kept = [image for image, place in enumerate(judged.places) if place in places]
     return Judged(
         Outcomes(
-            tuple(whole.prompts[place] for place in kept),
-            tuple(whole.tags[place] for place in kept),
-            tuple(whole.values[place] for place in kept),
+            tuple(whole.prompts[image] for image in kept),
+            tuple(whole.tags[image] for image in kept),
+            tuple(whole.values[image] for image in kept),
         )
     )

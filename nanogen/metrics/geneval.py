@@ -63,6 +63,7 @@ class GenEval(PromptedMetric):
 
     name = "geneval"
     transformers = True
+    takes_precision = True
     version = 1
     prompts = "geneval"
     options = {

@@ -36,11 +36,13 @@ where some could not be read
 
 @dataclass(frozen=True)
 class Measured:
-    """A score, with the version of its metric and how many samples could not be judged."""
+    """A score, with what is known of its metric and how many samples could not be judged."""
 
     score: Score
     version: int
     skipped: int = 0
+    precision: str = ""
+    """see `Metric.precision`"""
 
 
 Scores = dict[str, Measured]
@@ -191,7 +193,7 @@ def _scores(metrics: Sequence[Metric], total: Tallies) -> Scores:
         computed: Mapping[str, Score] = metric.compute(total.sums_of(number), total.rows_of(number))
         for name, score in computed.items():
             title = metric.title + name.removeprefix(metric.name)
-            scores[title] = Measured(score, metric.version, total.skipped)
+            scores[title] = Measured(score, metric.version, total.skipped, metric.precision)
     return scores
 
 

@@ -94,6 +94,15 @@ class PromptedMetric(Metric):
             texts = self.context.captions or self.context.source.prompts()
         return {key_of(text): text for text in texts}
 
+    def place_of(self, index: int, text: str) -> int:
+        """The place in the prompt set of what sample `index` shows. Samples that are drawn go
+        through the set in its order, and so it is known of a text that comes twice which one it is;
+        of images in another order, the first of its kind is meant.
+        """
+        texts = self.prompt_set.texts
+        place = index % len(texts)
+        return place if texts[place] == text else texts.index(text)
+
     def texts_of(self, request: Request) -> tuple[str, ...]:
         """What samples were drawn for; MetricError where there are no captions, or others than the
         prompts of the metric.
@@ -118,6 +127,10 @@ class PromptedMetric(Metric):
         self.known.update(zip(keys, texts, strict=True))
         found = self.judge(seen.images, texts).to("cpu", torch.float64)
         self.rows.setdefault("keys", []).append(torch.tensor(keys))
+        if self.prompts:
+            shown = zip(seen.request.indices.tolist(), texts, strict=True)
+            places = [self.place_of(index, text) for index, text in shown]
+            self.rows.setdefault("places", []).append(torch.tensor(places))
         self.rows.setdefault("values", []).append(found.reshape(len(texts), -1))
 
     def compute(self, sums: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> dict[str, Score]:
@@ -125,7 +138,8 @@ class PromptedMetric(Metric):
         texts = tuple(self.known.get(int(key), f"{int(key):014x}") for key in rows["keys"])
         values = rows["values"]
         tags = tuple(self.tag_of(text) for text in texts)
-        judged = Judged(Outcomes(texts, tags, tuple(values[:, 0].tolist())))
+        outcomes = Outcomes(texts, tags, tuple(values[:, 0].tolist()))
+        judged = Judged(outcomes, tuple(rows["places"].tolist()) if "places" in rows else ())
         found = self.scores(judged, values[:, 1:])
         # Published sets say which they are; of all others only their texts tell.
         told = {} if self.prompts else {"captions_hash": judged.captions_hash()}

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from nanogen import store
+from nanogen.encoders.inception import NAME as INCEPTION
 from nanogen.errors import ConfigError, DataError, MetricError, suggest
 from nanogen.files import whole_file, writable_folder
 from nanogen.fingerprint import digest_of_file
@@ -52,6 +53,7 @@ ADM_IN256 = Asset(
 )
 """moments of the whole training set, also spatial ones, and 10,000 images as `arr_0`"""
 PUBLISHED = {asset.name: asset for asset in (JIT_IN256, ADM_IN256)}
+"""all of features of Inception"""
 DATA = "data"
 """as a reference: the training images of the data that are evaluated"""
 
@@ -166,23 +168,29 @@ def place(name: str) -> Path:
     """Where statistics that are made here lie, under a name of one's own."""
     if name in (*PUBLISHED, DATA):
         raise ConfigError(f"{name!r} is the name of another reference; choose a name of your own")
-    return store.root().parent / "statistics" / f"{name}.npz"
+    return _folder() / f"{name}.npz"
 
 
-def located(name: str) -> Prepared:
-    """The file of a reference: a published one, or one made here. ConfigError, with what to do,
-    where it is not there.
+def located(name: str, network: str = INCEPTION) -> Prepared:
+    """The file of a reference for features of a network: a published one, or one made here.
+    ConfigError, with what to do, where it is not there.
     """
-    if name in PUBLISHED:
-        return find(PUBLISHED[name])
-    path = place(name)
+    published = PUBLISHED if network == INCEPTION else {}
+    if name in published:
+        return find(published[name])
+    path = _folder() / f"{name}.npz"
     if not path.is_file():
         made = sorted(file.stem for file in path.parent.glob("*.npz"))
-        known = suggest(name, (*PUBLISHED, DATA, *made))
+        known = suggest(name, (*published, DATA, *made))
         raise ConfigError(
-            f"there is no reference {name!r}; {known} (nanogen prepare stats makes others)"
+            f"there is no reference {name!r} of {network}; {known} (nanogen prepare stats makes "
+            "others)"
         )
     return Prepared(path, digest_of_file(path))
+
+
+def _folder() -> Path:
+    return store.root().parent / "statistics"
 
 
 def _float64(array: np.ndarray) -> Tensor:

@@ -23,6 +23,8 @@ class Judged:
     """The values of all images, ready to be averaged and resampled."""
 
     outcomes: Outcomes
+    places: tuple[int, ...] = ()
+    """of each image's prompt in the set that the metric brings: texts may come twice there"""
 
     def tags(self) -> tuple[str, ...]:
         """Those present, in the order of their first image."""

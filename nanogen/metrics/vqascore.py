@@ -74,6 +74,7 @@ class VqaMetric(PromptedMetric):
     """
 
     transformers = True
+    takes_precision = True
 
     models: ClassVar[Mapping[str, Asset]]
     template: ClassVar[str]

@@ -32,4 +32,4 @@ class PromptSet(ABC):
     @property
     @abstractmethod
     def texts(self) -> tuple[str, ...]:
-        """The prompts, unique, exactly as they are published."""
+        """The prompts in their order, exactly as they are published: a text may come twice."""

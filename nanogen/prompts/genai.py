@@ -3,7 +3,7 @@ each; and the 527 of them that the paper of VQAScore used.
 
     prompts = registry.get("prompts", "genai")()
     prompts.skills["counting"]            # places among prompts.texts
-    prompts.skills_of("A baker ...")      # ("basic", "attribute", "scene", ...)
+    prompts.skills_of(0)                  # ("basic", "attribute", "scene", ...)
 
 Li et al. 2024, arXiv 2406.13743; Lin et al. 2024, arXiv 2404.01291. Every prompt is drawn; some of
 the 1,600 are said to have no skill, so a mean over skills is over fewer.
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -78,18 +77,9 @@ class _GenAiBench(PromptSet):
         """In the order of the file; a prompt that is published twice is drawn twice."""
         return tuple(self._numbers.values())
 
-    def skills_of(self, text: str) -> tuple[str, ...]:
-        """The skills of a prompt, in the order of the file; KeyError for a text that is none."""
-        return self._skills_by_text[text]
-
-    @cached_property
-    def _skills_by_text(self) -> dict[str, tuple[str, ...]]:
-        texts = self.texts
-        found: dict[str, dict[str, None]] = {text: {} for text in texts}
-        for skill, places in self.skills.items():
-            for place in places:
-                found[texts[place]][skill] = None
-        return {text: tuple(skills) for text, skills in found.items()}
+    def skills_of(self, place: int) -> tuple[str, ...]:
+        """The skills of the prompt at a place among `texts`, in the order of the file."""
+        return tuple(skill for skill, places in self.skills.items() if place in places)
 
 
 @register("prompts", "genai", summary="GenAI-Bench: 1,600 prompts by skill", licence="Apache-2.0")

@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -76,11 +77,17 @@ def samples(kind: str, count: int) -> tuple[Request, Tensor]:
     return Request(torch.arange(count), labels=torch.tensor([s.label for s in read])), images
 
 
-def context(kind: str) -> Context:
-    return Context(source(kind), torch.device("cpu"))
+def context(kind: str, precision: Literal["fp32", "bf16"] = "fp32") -> Context:
+    return Context(source(kind), torch.device("cpu"), precision=precision)
 
 
-def measured(entry: Entry, order: Tensor, batch: int, dark: bool = False) -> dict:
+def measured(
+    entry: Entry,
+    order: Tensor,
+    batch: int,
+    dark: bool = False,
+    precision: Literal["fp32", "bf16"] = "fp32",
+) -> dict:
     kind = entry.target.task
     request, images = asked(entry, len(order))
     if dark:
@@ -97,11 +104,11 @@ def measured(entry: Entry, order: Tensor, batch: int, dark: bool = False) -> dic
                 images[rows],
             )
 
-    chosen = harness.choose([entry.name], context(kind))
+    chosen = harness.choose([entry.name], context(kind, precision))
     # What brings its prompts stands for all of them; here a few have to do.
     whole = made(entry).prompts and registry.get("prompts", chosen[0].prompts)().texts
     harness.fits(chosen, tasks_of(entry)[0], len(whole) if whole else len(order))
-    return scores_of(chosen, list(batches()), context(kind))
+    return scores_of(chosen, list(batches()), context(kind, precision))
 
 
 def tasks_of(entry: Entry) -> list[str]:
@@ -149,6 +156,18 @@ def test_scores(entry: Entry) -> None:
 @pytest.mark.parametrize("batch", [17, 1000])
 def test_any_batch_size(entry: Entry, batch: int) -> None:
     assert_close(measured(entry, torch.arange(count_of(entry)), batch), plain(entry.name))
+
+
+@every
+def test_precision_is_recorded_where_it_counts(entry: Entry) -> None:
+    found = plain(entry.name)
+    assert {one.precision for one in found.values()} == {
+        "fp32" if entry.target.takes_precision else ""
+    }
+    if entry.target.takes_precision:
+        assert found[entry.name].score.facts["precision"] == "fp32"
+    else:
+        assert measured(entry, torch.arange(count_of(entry)), 64, precision="bf16") == found
 
 
 @every

@@ -145,7 +145,11 @@ def test_a_pipeline_draws_and_is_compared(place, images, tmp_path, monkeypatch, 
             ["--metrics", "geneval,scene-eval"],
             "scene-eval would see images at 40 px and the others as they are",
         ),
-        (["--metrics", "fid[reference=nothing]"], "nothing"),
+        (["--metrics", "fid[reference=nothing]"], "there is no reference 'nothing'"),
+        (
+            ["--metrics", "fid,is", "evaluation.precision=bf16"],
+            "evaluation.precision=bf16 has no effect on fid, is: they have one of their own",
+        ),
         (["--metrics", "fid50k"], "fid50k"),
         (["--metrics", "vqascore", "machine.threads=0"], "machine.threads=0"),
         (["--metrics", "vqascore", "evaluation.precision=fp8"], "evaluation.precision"),
@@ -211,7 +215,20 @@ def test_images_are_recorded_as_measured(images, tmp_path, monkeypatch):
     arguments = ["eval", "--images", str(images), "--metrics", "image-reward"]
     arguments += ["evaluation.precision=bf16", "--out", str(tmp_path)]
     assert invoke(monkeypatch, *arguments) == 0
-    assert found(tmp_path)["image-reward"].precision == "bf16"
+    made = found(tmp_path)["image-reward"]
+    # Nobody made these grey levels whole.
+    assert (made.precision, made.quantisation) == ("bf16", "")
+
+
+def test_a_run_is_recorded_as_measured(run, tmp_path, monkeypatch, capsys):
+    arguments = ["eval", str(run), "--out", str(tmp_path), "evaluation.precision=bf16"]
+    arguments += ["evaluation.samples=24", "evaluation.quantise=truncate"]
+    assert invoke(monkeypatch, *arguments, "--metrics", "scene-eval,clip-score") == 0
+    records = found(tmp_path)
+    assert records["clip-score"].precision == "bf16" and records["scene-eval"].precision == ""
+    assert {one.quantisation for one in records.values()} == {"truncate"}
+    assert invoke(monkeypatch, *arguments, "--metrics", "scene-eval") == 2
+    assert "evaluation.precision has no effect: scene-eval" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

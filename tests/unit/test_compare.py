@@ -131,3 +131,9 @@ def test_what_cannot_be_compared_is_a_user_error() -> None:
         compare([BASE], [changed(task="images", metric="fd")], NAMES)
     with pytest.raises(DataError, match="A holds several results"):
         compare([BASE, changed(method="x")], [BASE], NAMES)
+
+
+def test_a_precision_that_differs_is_a_condition_and_none_is_a_dash() -> None:
+    half, whole = changed(precision="bf16"), changed(precision="fp32")
+    assert differing(compare([half], [whole], NAMES)) == {"precision": ("bf16", "fp32")}
+    assert differing(compare([half], [BASE], NAMES)) == {"precision": ("bf16", "–")}

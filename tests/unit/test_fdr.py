@@ -28,6 +28,7 @@ from nanogen.metrics.frechet import frechet_distance
 from nanogen.metrics.gaussian import Gaussian
 from nanogen.metrics.harness import choose, fits
 from nanogen.metrics.spaces import SPACES
+from nanogen.metrics.statistics_file import place, statistics_of
 from nanogen.types import Request
 
 CONSTANTS = {
@@ -248,6 +249,24 @@ def test_all_at_once_from_images(tiny: Source) -> None:
     plain = scores["fd-clip_cls"].score
     assert plain.facts["reference"] == "train split" and plain.facts["reference_images"] == 80
     assert plain.value != scores["fdr-clip_cls/distance"].score.value
+
+
+@pytest.mark.slow
+def test_a_distance_to_statistics_of_ones_own(tiny: Source) -> None:
+    """Of the same images, so that the distance is none; in whatever task they were drawn."""
+    shown = batches(tiny, 100)
+    for network in ("clip-l", "inception-2015"):
+        made = statistics_of((images for _, images in shown), network, torch.device("cpu"))
+        made.save(place(f"own-{network}"))
+    (metric,) = choose(["fd-clip_cls[reference=own-clip-l]"], context(tiny))
+    fits([metric], "text_to_image", tiny.count("held-out"))
+    found = measured([metric], shown, context(tiny))[metric.title].score
+    assert found.value == pytest.approx(0, abs=1e-4)
+    assert found.facts["reference"] == "own-clip-l"
+    assert found.facts["reference_images"] == tiny.count("held-out")
+    (other,) = choose(["fd-clip_cls[reference=own-inception-2015]"], context(tiny))
+    with pytest.raises(MetricError, match="made with inception-2015/.*, samples are seen by clip"):
+        other.check(tiny.count("held-out"))
 
 
 def test_classes_of_the_family_say_what_they_are() -> None:

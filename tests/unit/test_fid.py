@@ -116,7 +116,9 @@ def test_a_reference_of_ones_own(files):
     replace(made, network_hash="inception-2015/other").save(statistics_file.place("old"))
     with pytest.raises(MetricError, match="made with inception-2015/other"):
         score("fid[reference=old]")
-    with pytest.raises(ConfigError, match="no reference 'minee'; did you mean mine"):
+    with pytest.raises(
+        ConfigError, match="no reference 'minee' of inception-2015; did you mean mine"
+    ):
         score("fid[reference=minee]")
 
 

@@ -18,10 +18,13 @@ from nanogen.bench.assets import needed
 from nanogen.errors import MetricError
 from nanogen.metrics import harness
 from nanogen.metrics.base import Context, Outcomes
-from nanogen.metrics.genai_bench import by_skill
+from nanogen.metrics.genai_bench import SET, BySkill, by_skill
+from nanogen.metrics.prompted import PromptedMetric
 from nanogen.metrics.uncertainty import Judged
+from nanogen.metrics.vqascore import Asked, Facts
 from nanogen.types import Request
 
+CONTEXT = Context(StandIn(32), torch.device("cpu"))
 VALUES = {"a": 0.9, "b": 0.8, "c": 0.2, "d": 0.4, "e": 0.6}
 
 
@@ -43,7 +46,9 @@ class Prompts:
 
 
 def judged(prompts: str) -> Judged:
-    return Judged(Outcomes(tuple(prompts), ("",) * len(prompts), tuple(VALUES[p] for p in prompts)))
+    values = tuple(VALUES[p] for p in prompts)
+    places = tuple("abcde".index(p) for p in prompts)
+    return Judged(Outcomes(tuple(prompts), ("",) * len(prompts), values), places)
 
 
 def test_tags_overlap() -> None:
@@ -77,6 +82,51 @@ def test_absent_skills_have_no_score() -> None:
     assert by_skill(judged("e"), Prompts()) == {}
 
 
+class Grey(BySkill):
+    """In place of a model: how bright an image is."""
+
+    name, version = "grey", 1
+    options = SET
+    models = {}
+    template = "{}"
+
+    def __init__(self, context: Context, prompts: Prompts) -> None:
+        PromptedMetric.__init__(self, context, {"set": "1600"})
+        self.prompt_set = prompts  # ty: ignore[invalid-assignment]
+
+    def opened(self) -> Asked:
+        return lambda images, texts: images.double().mean((1, 2, 3)) / 255
+
+    def facts(self) -> Facts:
+        return {}
+
+
+@pytest.mark.parametrize("batch", [1, 2, 8])
+def test_prompts_of_one_text_keep_their_own_skills(batch: int) -> None:
+    """Prompts 0 and 2 say the same; only the second of them is tagged as counting."""
+    skills = {"basic": (0, 1), "counting": (2, 3), "advanced": (3,)}
+    prompts = Prompts(("a", "b", "a", "c"), skills)
+    images = torch.arange(8, dtype=torch.uint8)[:, None, None, None].expand(8, 3, 2, 2)
+    shown = [
+        (Request(rows, texts=tuple(prompts.texts[i % 4] for i in rows.tolist())), images[rows])
+        for rows in torch.arange(8).flip(0).split(batch)
+    ]
+    found = measured([Grey(CONTEXT, prompts)], shown, CONTEXT)
+    assert {name: one.score.value * 255 for name, one in found.items()} == {
+        "grey": pytest.approx(3.5),
+        "grey/all": pytest.approx(3.5),
+        "grey/basic": pytest.approx(np.mean([0, 1, 4, 5])),
+        "grey/counting": pytest.approx(np.mean([2, 3, 6, 7])),
+        "grey/advanced": pytest.approx(np.mean([3, 7])),
+    }
+
+
+def test_images_in_an_order_of_their_own_are_known_by_their_text() -> None:
+    metric = Grey(CONTEXT, Prompts(("a", "b", "a", "c")))
+    assert [metric.place_of(i, text) for i, text in enumerate("abacabac")] == [0, 1, 2, 3] * 2
+    assert [metric.place_of(i, text) for i, text in enumerate("cab")] == [3, 0, 1]
+
+
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
     with pytest.MonkeyPatch.context() as patch:
@@ -86,9 +136,6 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]
             for asset in needed(name):
                 store.prepare(asset, found[asset.name])
         yield found
-
-
-CONTEXT = Context(StandIn(32), torch.device("cpu"))
 
 
 PROMPTS_OF = {

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import pytest
 import torch
 from measuring import measured
+from parts import StandIn
 from torch import Tensor
 
 from nanogen import dist
@@ -102,7 +104,8 @@ def test_choose_and_fits_refuse_what_does_not_fit():
     ):
         with pytest.raises(MetricError, match=message):
             harness.fits(harness.choose([name], CONTEXT), kind, count)
-    chosen = harness.choose(["fd-animals", "is-animals"], CONTEXT)
+    data = replace(CONTEXT, source=StandIn(28))
+    chosen = harness.choose(["fd-animals", "is-animals"], data)
     assert [metric.name for metric in chosen] == ["fd-animals", "is-animals"]
     harness.fits(chosen, "class_conditional", 256)
 

@@ -150,3 +150,21 @@ def test_a_row_that_hides_another_run_says_so() -> None:
     idea = record("v", CLASS, "fd", 20.0, seen=20, config_hash="b")
     (note,) = [n for n in leaderboard([baseline, idea]).notes if "several" in n]
     assert ": v." in note and "name=task/idea" in note
+
+
+def test_what_was_scored_otherwise_is_noted() -> None:
+    both = [
+        record("x", CLASS, "reward", 0.1, precision="fp32", quantisation="round"),
+        record("v", CLASS, "reward", 0.2, precision="bf16", quantisation="truncate"),
+    ]
+    notes = leaderboard(both).notes
+    assert "Rows differ in precision of the scoring models: reward." in notes
+    assert "Rows differ in how grey levels were made whole: reward." in notes
+    # What has none does not differ.
+    notes = leaderboard([both[0], record("v", CLASS, "reward", 0.2)]).notes
+    assert not [note for note in notes if note.startswith("Rows differ")]
+
+
+def test_of_two_precisions_the_same_one_is_shown_in_whatever_order() -> None:
+    both = [record("x", CLASS, "reward", v, precision=p) for v, p in ((1, "bf16"), (2, "fp32"))]
+    assert latest(both) == latest(both[::-1]) == [both[1]]

@@ -23,6 +23,7 @@ from nanogen.data.base import as_stored
 from nanogen.encoders.animals_cnn import AnimalsCnn
 from nanogen.errors import ConfigError
 from nanogen.metrics.base import Context, Metric, Observation, Option, Score
+from nanogen.metrics.frechet import FdAnimals
 from nanogen.prompts.base import PromptSet
 from nanogen.store import Asset
 
@@ -77,7 +78,10 @@ def things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     known = [
         registry.Entry(kind, target.name, target, "", "MIT", "")
-        for kind, target in (("metric", Measured), ("metric", Bare), ("prompts", Prompts))
+        for kind, target in (
+            *(("metric", metric) for metric in (Measured, Bare, FdAnimals)),
+            ("prompts", Prompts),
+        )
     ]
     known.append(registry.Entry("network", "net", Network, "", "MIT", ""))
     known.append(registry.Entry("data", "few", Few, "", "MIT", ""))
@@ -211,6 +215,10 @@ def test_prepare_all_that_a_metric_needs(nanogen: Run, monkeypatch: pytest.Monke
         (["stats", "x", "--network", "animal-cnn", "--name", "a"], "did you mean animals-cnn"),
         (["stats", "x", "--network", "animals-cnn", "--name", "A/b"], "write lower case letters"),
         (
+            ["stats", "x", "--network", "net", "--name", "a"],
+            "--network net: no metric takes statistics of it; choose animals-cnn",
+        ),
+        (
             ["stats", "animals", "--network", "animals-cnn", "--name", "a", "--size", 8],
             "--size has",
         ),
@@ -247,6 +255,7 @@ def test_statistics_of_a_folder(nanogen: Run, tmp_path: Path) -> None:
             "statistics": "mine",
             "network": "animals-cnn",
             "images": 3,
+            "for": "fd-animals[reference=mine]",
             "file": str(file),
         }
     }

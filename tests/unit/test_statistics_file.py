@@ -94,7 +94,9 @@ def test_a_reference_is_found_by_its_name(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(ConfigError, match="nanogen prepare jit-in256"):
         located("jit-in256")
-    with pytest.raises(ConfigError, match="no reference 'jit-in265'; did you mean jit-in256"):
+    with pytest.raises(
+        ConfigError, match="no reference 'jit-in265' of inception-2015; did you mean jit"
+    ):
         located("jit-in265")
     with pytest.raises(ConfigError, match="the name of another reference"):
         statistics_file.place("data")
