@@ -92,13 +92,14 @@ class Run:
 
     def identity(self) -> Run:
         """The run without what does not change its result: where it runs, what it writes down
-        when.
+        when, which scores are asked for.
         """
         return chz.replace(
             self,
             machine=Machine(),
             train=without_habits(self.train),
             sampling=chz.replace(self.sampling, batch=Sampling().batch),
+            evaluation=chz.replace(self.evaluation, metrics=(), every=0),
         )
 
 

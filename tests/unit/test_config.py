@@ -294,8 +294,10 @@ class TestDifferences:
     def test_digest(self) -> None:
         assert config.digest(RUN) == config.digest(recipes.preset("animals/pixels-v"))
         assert config.digest(override("seed=1")) != config.digest(RUN)
-        moved = override("machine.threads=7", "machine.micro_batch=4")
-        assert config.digest(moved.identity()) == config.digest(RUN.identity())
+        same = override("machine.threads=7", "machine.micro_batch=4", "evaluation.metrics=kid")
+        assert config.digest(same.identity()) == config.digest(RUN.identity())
+        fewer = override("evaluation.samples=9")
+        assert config.digest(fewer.identity()) != config.digest(RUN.identity())
 
 
 def test_configs_cannot_be_changed() -> None:
