@@ -17,7 +17,7 @@ from torch import Tensor
 from nanogen import config, dist
 from nanogen.config import choice
 from nanogen.data.loader import check_uncut
-from nanogen.encoders.teachers import Teachers
+from nanogen.encoders.teachers import EncoderTeacher, Teachers
 from nanogen.errors import ConfigError, suggest
 from nanogen.evaluation.settings import Evaluation
 from nanogen.model import Model
@@ -25,6 +25,7 @@ from nanogen.objectives.base import Facts, Objective
 from nanogen.sampling.generate import Sampler
 from nanogen.sampling.settings import Sampling
 from nanogen.tasks.base import Task
+from nanogen.tokenizers.rae import Rae, as_grid
 from nanogen.tokenizers.raw import PRECISIONS, Precision, raw_latents
 from nanogen.train import settings
 from nanogen.train.schedule import Schedule
@@ -113,16 +114,23 @@ class Parts:
     conditioner: Conditioner
     model: Model
     device: torch.device
+    shared: EncoderTeacher | None = None
+    """the teacher that is the encoder of the tokenizer: one look at a batch serves both"""
 
     @torch.no_grad()
     def latents(self, batch: Batch) -> torch.Tensor:
         """What is diffused of a batch: latents [B, C, h, w]; the same bits from a cache or not."""
         raw = batch.raw
         if raw is None:
-            raw = raw_latents(self.tokenizer, batch.images)
+            raw = self._raw(batch.images)
         return self.tokenizer.latents(
             raw.to(PRECISIONS[self.run.train.raw_precision]).float(), batch.keys
         )
+
+    def _raw(self, images: Tensor) -> Tensor:
+        if self.shared is not None:
+            return as_grid(self.shared(images).patches).contiguous()
+        return raw_latents(self.tokenizer, images)
 
     def sampler(self, sampling: Sampling | None = None) -> Sampler:
         """A sampler of the model's present weights, with the run's own settings unless others are
@@ -160,7 +168,8 @@ def build(run: Run) -> Parts:
     for frozen in (tokenizer, conditioner):
         if isinstance(frozen, torch.nn.Module):
             frozen.to(device)
-    return Parts(run, task, tokenizer, conditioner, model.to(device), device)
+    shared = teachers.share(tokenizer.encoder) if isinstance(tokenizer, Rae) else None
+    return Parts(run, task, tokenizer, conditioner, model.to(device), device, shared)
 
 
 def assemble(run: Run, teachers: Teachers, tokenizer: Tokenizer, conditioner: Conditioner) -> Model:

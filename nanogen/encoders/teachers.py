@@ -7,6 +7,8 @@
 
 A term asks for its teachers when it is built, `build` of a run opens them, so that what is missing
 is said before training. On the meta device, where parameters are only counted, none is opened.
+
+Where the tokenizer of a run encodes by the very network of a teacher, both look once (`share`).
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from nanogen.encoders.vision import VisionEncoder, VisionFeatures, find, open_encoder, parse
 from nanogen.errors import ConfigError
 from nanogen.frozen import frozen
+from nanogen.tokenizers.raw import groups_of, joined
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -67,6 +70,17 @@ class EncoderTeacher(Teacher[VisionEncoder]):
         self._path = path
         self._checks: list[Check] = []
         self._last: tuple[Tensor, VisionFeatures] | None = None
+        self._shared = False
+
+    def share(self, encoder: VisionEncoder) -> bool:
+        """Look through `encoder` from now on if it is the same network on the same pixels, and say
+        so. Images then go through it as they do where latents are made (`raw_latents`): the same
+        bits whoever looks first, and where latents are stored.
+        """
+        self._shared = self.network.fingerprint == encoder.fingerprint
+        if self._shared:
+            self._network = encoder
+        return self._shared
 
     @property
     def grid(self) -> int:
@@ -105,22 +119,38 @@ class EncoderTeacher(Teacher[VisionEncoder]):
         """
         if torch.is_grad_enabled() and images.requires_grad:
             return self._features(images)
-        if self._last is None or self._last[0] is not images:
-            with torch.no_grad():
-                self._last = images, self._features(images)
-        return self._last[1]
+        return self._seen(images) or self._look(images)
 
     def rows(self, images: Tensor, rows: Tensor) -> VisionFeatures:
         """Features, without a gradient, of the images whose numbers are `rows`, int64 [K].
 
-        Where a term reads all of the batch, they come from that pass; elsewhere no other image is
-        looked at.
+        Where a term reads all of the batch, or latents were made of it, they come from that pass;
+        elsewhere no other image is looked at.
         """
-        if self.sees_all:
-            seen = self(images)
+        seen = self(images) if self.sees_all else self._seen(images)
+        if seen is not None:
             return VisionFeatures(seen.patches[rows], None if seen.cls is None else seen.cls[rows])
-        with torch.no_grad():
-            return self._features(images[rows])
+        return self._frozen(images[rows])
+
+    def _seen(self, images: Tensor) -> VisionFeatures | None:
+        """Of the images that were looked at last."""
+        return self._last[1] if self._last is not None and self._last[0] is images else None
+
+    def _look(self, images: Tensor) -> VisionFeatures:
+        found = self._frozen(images)
+        self._last = images, found
+        return found
+
+    @torch.no_grad()
+    def _frozen(self, images: Tensor) -> VisionFeatures:
+        if not self._shared:
+            return self._features(images)
+        seen = [self._features(group) for group in groups_of(images)]
+        cls = [one.cls for one in seen if one.cls is not None]
+        return VisionFeatures(
+            joined([one.patches for one in seen], len(images)),
+            joined(cls, len(images)) if cls else None,
+        )
 
     def _features(self, images: Tensor) -> VisionFeatures:
         with torch.autocast(images.device.type, enabled=False):
@@ -183,3 +213,9 @@ class Teachers:
         """Open all that were asked for."""
         for teacher in [*self._encoders.values(), *self._others]:
             teacher.open(device)
+
+    def share(self, encoder: VisionEncoder) -> EncoderTeacher | None:
+        """The teacher, once open, that is the same network as `encoder`, which takes its place;
+        None where there is none.
+        """
+        return next((one for one in self._encoders.values() if one.share(encoder)), None)

@@ -11,6 +11,7 @@ follow the order of numbers in memory, which networks may leave as they like: it
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -50,9 +51,16 @@ def raw_latents(tokenizer: Tokenizer, images: Tensor) -> Tensor:
     """
     if not has_network(tokenizer):
         return tokenizer.raw(images).float()
-    count = len(images)
-    # The last group is filled up with its own last image.
-    missing = -count % GROUP
-    filled = torch.cat([images, images[-1:].expand(missing, -1, -1, -1)])
-    groups = [tokenizer.raw(group).float() for group in filled.split(GROUP)]
-    return torch.cat(groups)[:count].clone(memory_format=torch.contiguous_format)
+    return joined([tokenizer.raw(group) for group in groups_of(images)], len(images))
+
+
+def groups_of(images: Tensor) -> tuple[Tensor, ...]:
+    """[B, ...] -> [GROUP, ...] each, B >= 1; the last is filled up with its own last image."""
+    missing = -len(images) % GROUP
+    return torch.cat([images, images[-1:].expand(missing, *images.shape[1:])]).split(GROUP)
+
+
+def joined(parts: Sequence[Tensor], count: int) -> Tensor:
+    """What a network made of each group, as float32 [count, ...]."""
+    whole = torch.cat([part.float() for part in parts])[:count]
+    return whole.clone(memory_format=torch.contiguous_format)
