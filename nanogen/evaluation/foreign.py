@@ -297,6 +297,9 @@ class DrawnByPipeline:
     def remedy(self, problem: Unfit) -> str:
         return drawn_otherwise(problem)
 
+    def rest(self) -> None:
+        self.pipeline.close()
+
     def again(self, repeat: int) -> DrawnByPipeline:
         seed = self.pipeline.config.seed + repeat
         return replace(self, pipeline=self.pipeline.reseeded(seed))

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import logging
-import statistics
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import cast
 
-from nanogen import dist
+from nanogen import dist, registry
 from nanogen.bench import outcomes, record
 from nanogen.bench.record import Record
 from nanogen.errors import MetricError
+from nanogen.evaluation.drawn import DrawnOnce
+from nanogen.evaluation.repeats import averaged
 from nanogen.evaluation.subjects import Subject
 from nanogen.files import writable_folder
 from nanogen.metrics import harness
-from nanogen.metrics.base import Context, Metric, Outcomes, Unfit
+from nanogen.metrics.base import Context, Metric, Unfit
 from nanogen.metrics.blocks import SUFFIX, Kept
-from nanogen.metrics.harness import Scores, Work
+from nanogen.metrics.harness import Read, Scores, Work
 from nanogen.metrics.prompted import PromptedMetric
 from nanogen.progress import Display
+from nanogen.prompts.base import PromptSet
 from nanogen.store import find
 
 log = logging.getLogger(__name__)
@@ -151,52 +155,86 @@ def _tell_unfinished(folder: Path) -> None:
 
 
 def _scores(subject: Subject, plan: Plan, kept: contextlib.ExitStack) -> Scores:
-    """Metrics of one set of prompts are measured on the same images, in one pass; but where images
-    can be had again for nothing, each scoring model is alone in memory.
-    """
+    """Metrics of one set of prompts are measured on the same images."""
 
-    def passes(metric: Metric) -> tuple[str, str]:
-        scores_alone = subject.rereads and isinstance(metric, PromptedMetric) and metric.assets
-        return metric.prompts, metric.title if scores_alone else ""
+    def prompts_of(metric: Metric) -> str:
+        return metric.prompts
 
     scores: Scores = {}
-    for (prompts, _), group in groupby(sorted(plan.chosen(), key=passes), key=passes):
-        metrics = list(group)
-        blocks = kept.enter_context(kept_in(plan.out / KEPT / _digest(subject, metrics)))
-        scores |= _measured(subject, plan, prompts, metrics, blocks)
+    for prompts, group in groupby(sorted(plan.chosen(), key=prompts_of), key=prompts_of):
+        passes = _passes(list(group), subject)
+        with contextlib.ExitStack() as drawn:
+            read = functools.partial(subject.read, prompts)
+            if len(passes) > 1 and not subject.rereads:
+                images = plan.out / KEPT / f"{_digest(subject, plan, prompts, ())}-images"
+                drawn.enter_context(kept_in(images)).ready()
+                read = DrawnOnce(images, read).read
+            for number, metrics in enumerate(passes):
+                if number == 1:
+                    subject.rest()
+                blocks = kept_in(plan.out / KEPT / _digest(subject, plan, prompts, metrics))
+                one = Pass(prompts, metrics, read, kept.enter_context(blocks))
+                scores |= _measured(subject, plan, one)
     return scores
 
 
-def _measured(
-    subject: Subject, plan: Plan, prompts: str, metrics: list[Metric], kept: Kept
-) -> Scores:
-    samples = subject.samples(prompts)
-    what = prompts or "samples"
-    display = Display(
-        f"measuring {what}", -(-samples // dist.world()), plan.quiet or dist.rank() > 0
-    )
+@dataclass(frozen=True)
+class Pass:
+    """Metrics that see each image of a set of prompts at the same time."""
+
+    prompts: str
+    metrics: Sequence[Metric]
+    """none: the images are only drawn"""
+    read: Read
+    kept: Kept
+
+    @property
+    def name(self) -> str:
+        """For whoever waits for it."""
+        if not self.metrics:
+            return f"drawing {self.prompts or 'samples'}"
+        alone = self.metrics[0].title if len(self.metrics) == 1 else ""
+        return f"measuring {alone or self.prompts or 'samples'}"
+
+
+def _passes(metrics: Sequence[Metric], subject: Subject) -> list[list[Metric]]:
+    """What is measured together: while images are drawn, the metrics that share small networks;
+    then each scoring model, alone in memory.
+    """
+    scoring = [m for m in metrics if isinstance(m, PromptedMetric) and m.assets]
+    shared = [metric for metric in metrics if metric not in scoring]
+    first = [shared] if shared or not subject.rereads else []
+    return first + [[metric] for metric in scoring]
+
+
+def _measured(subject: Subject, plan: Plan, one: Pass) -> Scores:
+    samples = subject.samples(one.prompts)
+    display = Display(one.name, -(-samples // dist.world()), plan.quiet or dist.rank() > 0)
     work = Work(
         samples=samples,
         batch=subject.batch,
-        read=lambda start, stop: subject.read(prompts, start, stop),
-        kept=kept,
+        read=one.read,
+        kept=one.kept,
         check=plan.check,
         show=display.show,
     )
     try:
-        return harness.measure(metrics, work, plan.context)
+        return harness.measure(one.metrics, work, plan.context)
     finally:
         display.close()
 
 
-def _digest(subject: Subject, metrics: Sequence[Metric]) -> str:
+def _digest(subject: Subject, plan: Plan, prompts: str, metrics: Sequence[Metric]) -> str:
     """A name for everything that decides what is kept of an evaluation."""
-    context = metrics[0].context
+    context = plan.context
+    needed = [asset for metric in metrics for asset in metric.needed()]
+    needed += cast(type[PromptSet], registry.get("prompts", prompts)).assets if prompts else ()
     said = {
         **subject.identity,
+        "prompts": prompts,
         "metrics": [f"{metric.title} {metric.version}" for metric in metrics],
-        "assets": {a.name: find(a).sha256 for metric in metrics for a in metric.needed()},
-        "samples": subject.samples(metrics[0].prompts),
+        "assets": {asset.name: find(asset).sha256 for asset in needed},
+        "samples": subject.samples(prompts),
         "batch": subject.batch,
         "data": context.source.fingerprint,
         "precision": context.precision,
@@ -205,48 +243,6 @@ def _digest(subject: Subject, metrics: Sequence[Metric]) -> str:
         "commit": record.commit(),
     }
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def averaged(found: Sequence[Scores]) -> Scores:
-    """The mean over repeats with other noise.
-
-    Its error: of the mean over repeats, or what the score itself knows (which prompts there are,
-    say), whichever is larger. The values stand in the facts.
-    """
-    scores: Scores = {}
-    for name, first in found[0].items():
-        each = [scores[name].score for scores in found]
-        values = [score.value for score in each]
-        deviation = statistics.stdev(values)
-        errors = [deviation / len(values) ** 0.5]
-        errors += [score.standard_error for score in each if score.standard_error is not None]
-        facts = {
-            **first.score.facts,
-            "repeats": len(values),
-            "deviation_of_repeats": deviation,
-            "values_of_repeats": ", ".join(f"{value:.6g}" for value in values),
-        }
-        score = replace(
-            first.score,
-            value=statistics.fmean(values),
-            standard_error=max(errors) or None,
-            facts=facts,
-            outcomes=together([one.outcomes for one in each if one.outcomes is not None]),
-        )
-        skipped = sum(scores[name].skipped for scores in found)
-        scores[name] = replace(first, score=score, skipped=skipped)
-    return scores
-
-
-def together(found: Sequence[Outcomes]) -> Outcomes | None:
-    """The outcomes of all repeats, one after another; None where there are none."""
-    if not found:
-        return None
-    return Outcomes(
-        tuple(prompt for one in found for prompt in one.prompts),
-        tuple(tag for one in found for tag in one.tags),
-        tuple(value for one in found for value in one.values),
-    )
 
 
 def _records(subject: Subject, scores: Scores, seconds: float) -> Iterator[Record]:

@@ -67,6 +67,10 @@ class Subject(Protocol):
         """What to do where a metric cannot be computed from them."""
         ...
 
+    def rest(self) -> None:
+        """Free the device of whatever draws. More can be drawn all the same."""
+        ...
+
     def again(self, repeat: int) -> Self:
         """The same with other noise; ConfigError where there is none to change."""
         ...
@@ -105,7 +109,9 @@ class DrawnByRun:
     opened: Opened
     repeat: int = 0
     stay: bool = False
-    """whether the text encoder stays on the device once the prompts are encoded"""
+    """whether its networks stay on the device, since they are being trained: also the text encoder
+    once the prompts are encoded
+    """
     rereads: bool = False
     encoded: dict[str, Conditioner] = field(default_factory=dict)
     """what stands in for the text encoder, by set of prompts"""
@@ -145,6 +151,8 @@ class DrawnByRun:
     def read(self, prompts: str, start: int, stop: int) -> Iterator[tuple[Request, Tensor]]:
         request = self.request(prompts, start, stop)
         sampler = replace(self.sampler, conditioner=self.conditioner(prompts))
+        if not self.stay:
+            sampler.move(self.opened.parts.device)
         return sampler.stream(request, self.opened.parts.run.evaluation.quantise)
 
     def remedy(self, problem: Unfit) -> str:
@@ -155,11 +163,19 @@ class DrawnByRun:
         if prompts not in self.encoded:
             parts = self.opened.parts
             texts = prompt_set(prompts).texts if prompts else parts.task.source.prompts()
+            if isinstance(parts.conditioner, torch.nn.Module) and not self.stay:
+                parts.conditioner.to(parts.device)
             found = EncodedPrompts.of(parts.conditioner, texts)
             if isinstance(found, EncodedPrompts) and not self.stay:
                 found.free()
             self.encoded[prompts] = found
         return self.encoded[prompts]
+
+    def rest(self) -> None:
+        if not self.stay:
+            self.sampler.move(torch.device("cpu"))
+        if self.opened.parts.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def again(self, repeat: int) -> DrawnByRun:
         return replace(self, repeat=repeat)
@@ -215,6 +231,9 @@ class Given:
         return f"{where} holds {there}: " + (
             f"{more} more images are needed" if more > 0 else f"take {problem.wanted} of them"
         )
+
+    def rest(self) -> None:
+        """Nothing draws."""
 
     def again(self, repeat: int) -> Given:
         raise ConfigError("evaluation.repeats has no effect on images that are there; leave it out")

@@ -10,6 +10,7 @@ pickles.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import inspect
 import re
@@ -112,6 +113,8 @@ class Weights:
 
     def free(self) -> None:
         self._pipeline = None
+        # Pipelines that are moved part by part hold themselves in a cycle.
+        gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -200,9 +200,9 @@ class Kept:
         return found
 
     def clear(self) -> None:
-        """Remove the blocks, once their scores are written."""
+        """Remove what is kept, once nobody needs it."""
         if self.folder is not None and dist.rank() == 0 and self.folder.is_dir():
-            for file in self.folder.glob(f"*{SUFFIX}"):
+            for file in self.folder.glob("*.safetensors"):
                 file.unlink()
             self.folder.rmdir()
         dist.barrier()

@@ -90,6 +90,9 @@ class SceneEval(PromptedMetric):
         wrong = _check(self.detector, images, found, others)
         return Bounds(_shares(prompts, own), _shares(others, wrong))
 
+    def close(self) -> None:
+        self.__dict__.pop("detector", None)
+
     def judge(self, images: Tensor, texts: Sequence[str]) -> Tensor:
         found = self.detector.detect(images.to(self.context.device))
         verdicts = _check(self.detector, images.cpu(), found, texts)

@@ -79,6 +79,16 @@ class Sampler:
                     f"sampling.auto.run={self.sampling.auto.run}: {problem}"
                 ) from problem
 
+    def move(self, device: torch.device) -> None:
+        """Move every network that draws to a device; before it draws they must be on its own."""
+        parts: list[object] = [self.tokenizer]
+        for one in (self, self.bad):
+            if one is not None:
+                parts += [one.backbone, one.objective, one.conditioner]
+        for part in parts:
+            if isinstance(part, torch.nn.Module):
+                part.to(device)
+
     def stream(
         self, request: Request, quantise: Quantise = "round"
     ) -> Iterator[tuple[Request, Tensor]]:
