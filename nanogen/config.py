@@ -39,6 +39,9 @@ TYPE = "type"
 Flat = dict[str, Any]
 """a config as `{"a.b": value}`; a registered part stands as `{"a": class}` beside its own fields"""
 
+SWITCHED = ("on", "off", "None")
+"""what a part that can be off is set to; one that is off is None in every listing of values"""
+
 T = TypeVar("T")
 
 
@@ -78,8 +81,7 @@ class Switch(chz.factories.MetaFactory):
         return self.named(factory) or (lambda: None)
 
     def named(self, name: str) -> type | None:
-        # A part that is off is None in every listing of values.
-        if name not in ("on", "off", "None"):
+        if name not in SWITCHED:
             raise ConfigError(f"{name!r}: choose on or off")
         return self.target if name == "on" else None
 
@@ -141,11 +143,27 @@ def override(config: T, arguments: Iterable[str]) -> T:
         field = _field(target, path, flat)
         if field is not None and isinstance(field.meta_factory, Choice | Switch):
             flat = {known: v for known, v in flat.items() if not f"{known}.".startswith(f"{path}.")}
-            flat[path] = field.meta_factory.named(given[path])
+            flat[path] = _chosen(path, given, field.meta_factory)
         else:
             # A path without a field goes on as it is: chz knows what was meant.
             flat[path] = given[path] if field is None else _cast(path, given[path], field.x_type)
     return make(target, flat)
+
+
+def _chosen(path: str, given: Mapping[str, str], factory: Choice | Switch) -> type | None:
+    """The part that `path=name` names, None for one that is off; ConfigError where a part is off
+    and has fields set.
+    """
+    name = given[path]
+    if isinstance(factory, Switch) and name not in SWITCHED:
+        raise ConfigError(f"{path}={name}: choose on or off")
+    part = factory.named(name)
+    own = [field for field in given if field.startswith(f"{path}.")]
+    if part is None and own:
+        raise ConfigError(
+            f"{path}={name} contradicts {own[0]}={given[own[0]]}; leave one of them out"
+        )
+    return part
 
 
 def _split(argument: str) -> tuple[str, str]:

@@ -50,7 +50,7 @@ def prepare(run: AnyRun, folder: Path, fresh: bool) -> Path:
             clear(folder, run.folders)
         if known.exists():
             refuse_other(run, config.read(type(run), known), folder)
-        elif any((folder / "checkpoints").glob("[0-9]*")):
+        elif begun(folder):
             raise CheckpointError(
                 f"{folder} holds checkpoints but no {CONFIG}; choose another --out"
             )
@@ -60,6 +60,11 @@ def prepare(run: AnyRun, folder: Path, fresh: bool) -> Path:
             remove_parts(folder / name)
     dist.barrier()
     return folder
+
+
+def begun(folder: Path) -> bool:
+    """Whether a folder holds checkpoints: training goes on from them, and needs no other run."""
+    return any((folder / "checkpoints").glob("[0-9]*"))
 
 
 @contextlib.contextmanager

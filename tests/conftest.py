@@ -8,6 +8,11 @@ import torch
 from nanogen import config, recipes
 from nanogen.run import Run
 
+# transformers puts another torch.linspace in its place while it loads a model. Torch lists what
+# makes tensors when it is first asked, and would not know its own for the rest of the process.
+with torch.device("cpu"):
+    torch.empty(0)
+
 torch.set_num_threads(1)
 
 TINY = [

@@ -55,7 +55,8 @@ def _trained(run: Run, folder: Path, fresh: bool, max_minutes: float | None) -> 
     from nanogen.train.loop import train
 
     parts = build(run)
-    run_folder.start(parts)
+    if fresh or not run_folder.begun(folder):
+        run_folder.start(parts)
     hooks = online.hooks(parts, folder)
     # A cache that does not fit is refused before the folder is this run's.
     trainer = DiffusionTrainer(parts)

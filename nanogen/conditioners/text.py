@@ -140,22 +140,21 @@ def _load(config: HfTextConfig) -> tuple[Any, Any]:
         from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
     except ImportError as problem:
         raise MissingExtra("transformers", "pip install 'nanogen[t2i]'") from problem
+    field, what = "conditioner.model", "text encoder that transformers can load"
+    source = hub.locate(config.model, "", "config.json", field=field, what=what)
+    # No code that comes with a model is run, and no weights but safetensors are read: others are
+    # pickles.
+    given: Any = {"trust_remote_code": False, "local_files_only": source.local}
     try:
-        # No code that comes with a model is run, and no weights but safetensors are read: others
-        # are pickles.
-        kind = AutoConfig.from_pretrained(config.model, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(config.model, trust_remote_code=False)
+        kind = AutoConfig.from_pretrained(source.model, **given)
+        tokenizer = AutoTokenizer.from_pretrained(source.model, **given)
         loader = AutoModelForTextEncoding if kind.is_encoder_decoder else AutoModel
         model = loader.from_pretrained(
-            config.model,
-            dtype=getattr(torch, config.dtype),
-            use_safetensors=True,
-            trust_remote_code=False,
+            source.model, dtype=getattr(torch, config.dtype), use_safetensors=True, **given
         )
         return tokenizer, model
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as problem:
-        what = "text encoder that transformers can load"
-        raise ConfigError(hub.advice(config.model, problem, "conditioner.model", what)) from problem
+        raise ConfigError(hub.advice(config.model, problem, field, what)) from problem
 
 
 def _digest(model: nn.Module) -> str:

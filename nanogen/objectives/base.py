@@ -160,6 +160,13 @@ class ObjectiveConfig:
         return 3.0
 
     @property
+    def kept(self) -> int:
+        """Forward passes of an image whose activations are kept for the backward pass, or computed
+        again there.
+        """
+        return 1
+
+    @property
     def needs_null(self) -> bool:
         """Whether guidance when sampling needs the null condition trained."""
         return True

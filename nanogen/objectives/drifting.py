@@ -131,6 +131,10 @@ class DriftingConfig(ObjectiveConfig):
         return 3.0 * self.draws
 
     @property
+    def kept(self) -> int:
+        return self.draws
+
+    @property
     def needs_null(self) -> bool:
         # What it guides away from here is real images.
         return False

@@ -79,14 +79,17 @@ def cost(run: Run) -> Cost:
     half = run.train.precision == "bf16"
     saved, largest = _saved(subject.on_channels(1) if subject.repeats else subject, half)
     trained = counts.trained + sum(p.numel() for p in objective.parameters() if p.requires_grad)
+    kept = run.objective.kept
+    # Of the blocks, in float32.
+    inputs = 4.0 * subject.sequence * run.backbone.width * run.backbone.depth
     moments = MOMENTS.get(entry_of(type(run.optimiser)).name, 1)
     return Cost(
         parameters=counts.parameters,
         trained=trained,
         forward=counts.flops,
-        passes=run.objective.passes,
-        saved=saved,
-        recomputed=4.0 * subject.sequence * run.backbone.width * run.backbone.depth + largest,
+        passes=run.objective.passes + (kept if run.machine.recompute else 0),
+        saved=kept * saved,
+        recomputed=kept * inputs + largest,
         state=trained * (4.0 * (3 + moments) + 2.0 * half),
         latent=around.latent,
         image_size=around.image_size,

@@ -86,13 +86,17 @@ def _condition(run: Run, classes: int, assumed: list[str]) -> ConditionSpec:
         return ConditionSpec(classes=classes)
     if name == "hf-text":
         return ConditionSpec(width=_text_width(conditioner.model), tokens=conditioner.tokens)
-    return _built(conditioner)
+    return _built(conditioner, run.task, run.seed)
 
 
 @functools.cache
-def _built(conditioner: Any) -> ConditionSpec:
-    """Of one that comes with the package."""
-    return conditioner.build(_Captions()).spec
+def _built(conditioner: Any, task: Any, seed: int) -> ConditionSpec:
+    """Of one that comes with the package; a table of words learns them from the data."""
+    try:
+        source: Any = task.build(seed).source
+    except DataError:
+        source = _Captions()
+    return conditioner.build(source).spec
 
 
 def _text_width(model: str) -> int:

@@ -7,6 +7,7 @@ import chz
 from nanogen.errors import ConfigError, suggest
 from nanogen.objectives.base import Objective
 from nanogen.objectives.internal_guidance import HEAD
+from nanogen.rng import SEEDS
 from nanogen.sampling import stochastic
 from nanogen.sampling.guidance import Auto, Guidance, Internal
 from nanogen.sampling.solvers import SOLVERS
@@ -44,6 +45,8 @@ class Sampling:
         for name in ("steps", "batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"sampling.{name}={getattr(self, name)}: must be at least 1")
+        if not 0 <= self.seed < SEEDS:
+            raise ConfigError(f"sampling.seed={self.seed}: must lie in [0, 2^63)")
         if self.shift_base is not None and self.shift_base < 1:
             raise ConfigError(f"sampling.shift_base={self.shift_base}: must be 1 or more, or None")
         if self.diffusion != stochastic.DEFAULT and self.solver != SDE:

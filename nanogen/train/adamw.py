@@ -4,6 +4,7 @@ factor 1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import chz
@@ -12,6 +13,14 @@ from torch import nn
 
 from nanogen.errors import ConfigError
 from nanogen.registry import register
+
+
+def refuse_unbounded(config: object, *fields: str) -> None:
+    """ConfigError where one of these fields of an optimiser is negative or infinite."""
+    for name in fields:
+        value = getattr(config, name)
+        if not 0 <= value < math.inf:
+            raise ConfigError(f"optimiser: {name}={value} must be finite and not negative")
 
 
 @register("optimiser", "adamw", summary="AdamW (arXiv 1711.05101)")
@@ -24,8 +33,7 @@ class AdamWConfig:
 
     @chz.validate
     def _ranges(self) -> None:
-        if min(self.lr, self.eps, self.weight_decay) < 0:
-            raise ConfigError("optimiser: lr, eps and weight_decay must not be negative")
+        refuse_unbounded(self, "lr", "eps", "weight_decay")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"optimiser: betas={self.betas} must lie in [0, 1)")
 

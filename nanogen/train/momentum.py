@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from nanogen import dist
 from nanogen.errors import ConfigError
-from nanogen.train.adamw import AdamWConfig
+from nanogen.train.adamw import AdamWConfig, refuse_unbounded
 from nanogen.train.orthogonal import Quintic, orthogonalised
 
 
@@ -37,10 +37,9 @@ class MomentumConfig:
 
     @chz.validate
     def _ranges(self) -> None:
-        if min(self.lr, self.weight_decay) < 0 or not 0 <= self.momentum < 1:
-            raise ConfigError(
-                "optimiser: lr and weight_decay must not be negative, momentum must lie in [0, 1)"
-            )
+        refuse_unbounded(self, "lr", "weight_decay")
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"optimiser: momentum={self.momentum} must lie in [0, 1)")
 
 
 def matrices_of_blocks(parameters: Mapping[str, nn.Parameter]) -> list[str]:

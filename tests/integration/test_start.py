@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from tiny import checkpoints, final, overrides, tiny, trained
@@ -38,6 +40,20 @@ def test_the_command_trains_on_and_resumes(first, tmp_path):
     # At a rate of zero the weights stay what they were at the start.
     for name in (name for name in new if name.startswith("ema/")):
         torch.testing.assert_close(new[name], old[name])
+
+
+def test_a_run_that_has_begun_resumes_without_it(first, tmp_path):
+    """Its own checkpoints hold all that it needs; only to start over needs the other run."""
+    shutil.copytree(first, tmp_path / "other")
+    arguments = ["train", "animals/pixels-v", *overrides("animals/pixels-v", "train.images=32")]
+    arguments += [f"train.start={tmp_path / 'other'}", "--out", str(tmp_path / "next")]
+    app([*arguments, "--max-minutes", "0"], standalone_mode=False)
+    shutil.rmtree(tmp_path / "other")
+    app(arguments, standalone_mode=False)
+    assert checkpoints(tmp_path / "next")[-1] == 32
+    with pytest.raises(ConfigError, match="has no checkpoint"):
+        app([*arguments, "--fresh"], standalone_mode=False)
+    assert checkpoints(tmp_path / "next")[-1] == 32, "refused before anything is removed"
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,7 @@ def test_fingerprint_follows_weights_and_settings(models, tmp_path):
 
 
 def test_models_that_cannot_be_loaded(tmp_path, models, monkeypatch):
+    import huggingface_hub
     import transformers
 
     def refused(model, match):
@@ -185,7 +186,9 @@ def test_models_that_cannot_be_loaded(tmp_path, models, monkeypatch):
         def fail(*_, **__):
             raise OSError(message)
 
-        monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", fail)
+        # The hub is asked once: a library asks it five times more, and says each on a line.
+        monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", fail)
+        monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", None)
 
     offline("We couldn't connect to the hub.\nCheck your connection.")
     refused("some/model", "huggingface.co/some/model, or set conditioner.model to a folder")

@@ -354,11 +354,12 @@ class TestSwitches:
 
     @pytest.mark.parametrize("code", ["yes", "os:system", "lambda: 1", "True"])
     def test_nothing_but_on_and_off(self, target: type, code: str) -> None:
-        with pytest.raises(ConfigError, match="choose on or off"):
+        with pytest.raises(ConfigError, match=f"^terms.extra={code}: choose on or off"):
             config.override(target(), [f"terms.extra={code}"])
 
     def test_off_with_fields_is_a_contradiction(self, target: type) -> None:
-        with pytest.raises(ConfigError, match="terms.extra"):
+        said = "^terms.extra=off contradicts terms.extra.weight=2; leave one of them out$"
+        with pytest.raises(ConfigError, match=said):
             config.override(target(), ["terms.extra=off", "terms.extra.weight=2"])
 
 

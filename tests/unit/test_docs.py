@@ -122,6 +122,7 @@ def test_guide_runs(copy: Path) -> None:
     assert "blocks of pixels folded into channels" in shown
     assert list((copy / "runs" / "folded" / "records").glob("*.json"))
     assert "colours" in (copy / "runs" / "folded" / "log.jsonl").read_text()
+    assert '"robust"' in (copy / "runs" / "robust" / "log.jsonl").read_text()
     if readme_files():
         loss = Path(next(iter(readme_files()))).stem
         assert f'"{loss}"' in (copy / "runs" / "readme" / "log.jsonl").read_text()
@@ -132,8 +133,8 @@ def test_guide_runs(copy: Path) -> None:
 def test_contract_tests_find_the_new_parts(copy: Path) -> None:
     tests = str(ROOT / "tests" / "contract")
     command = [sys.executable, "-m", "pytest", tests, "-p", "no:cacheprovider", "-vv"]
-    shown = run(copy, *command, "-k", "folded or colours or sharpness or named_classes")
-    for name in ("folded", "colours", "sharpness", "named_classes-animals"):
+    shown = run(copy, *command, "-k", "folded or colours or robust or sharpness or named_classes")
+    for name in ("folded", "colours", "robust", "sharpness", "named_classes-animals"):
         assert re.search(rf"\[.*{name}.*\] PASSED", shown), name
 
 

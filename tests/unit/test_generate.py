@@ -204,8 +204,8 @@ def test_shift_changes_the_grid(parts: Parts) -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"solver": "eulr"}, {"steps": 0}, {"batch": 0}, {"final": "datum"}],
-    ids=["solver", "steps", "batch", "final"],
+    [{"solver": "eulr"}, {"steps": 0}, {"batch": 0}, {"seed": -1}, {"final": "datum"}],
+    ids=["solver", "steps", "batch", "seed", "final"],
 )
 def test_refusals(fields: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=f"sampling.{next(iter(fields))}"):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import re
+
 import pytest
 import torch
 from torch import nn
 
 from nanogen.errors import ConfigError
 from nanogen.train.adamw import AdamWConfig
+from nanogen.train.gmuon import GMuonConfig
 from nanogen.train.momentum import cost, shares
 from nanogen.train.muon import MuonConfig
 from nanogen.train.orthogonal import orthogonalised
@@ -188,8 +192,11 @@ def test_adamw_defaults_are_the_papers() -> None:
 @pytest.mark.parametrize(
     "config, fields",
     [(AdamWConfig, {"lr": -1.0}), (AdamWConfig, {"betas": (0.9, 1.0)}), (MuonConfig, {"lr": -1.0})]
-    + [(MuonConfig, {"momentum": 1.0}), (AdamWConfig, {"weight_decay": -0.1})],
+    + [(MuonConfig, {"momentum": 1.0}), (AdamWConfig, {"weight_decay": -0.1})]
+    + [(MuonConfig, {"lr": math.inf}), (GMuonConfig, {"weight_decay": math.inf})]
+    + [(AdamWConfig, {"lr": math.inf}), (AdamWConfig, {"eps": math.inf})],
 )
 def test_refusals(config: type, fields: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match="optimiser"):
+    ((name, value),) = fields.items()
+    with pytest.raises(ConfigError, match=re.escape(f"optimiser: {name}={value} must")):
         config(**fields)
