@@ -239,6 +239,15 @@ class TestDropout:
         found = self.condition(Labels(CLASSES), 100, dropout)
         assert int((found.ids == CLASSES).sum()) == expected
 
+    def test_objectives_are_told_whose_condition_was_kept(self) -> None:
+        conditioner, given, told = Labels(CLASSES), self.batch(1_000), []
+        model = Model(Network(), flow(), conditioner, 0.1)
+        model.objective.register_forward_hook(lambda _, asked, losses: told.append(asked[1]))
+        model(given, given.images, conditioner.encode(given))
+        (inputs,) = told
+        assert torch.equal(inputs.kept, inputs.condition.ids != CLASSES)
+        assert 0 < int((~inputs.kept).sum()) < 200
+
     def test_when_all_are_dropped_no_text_is_left(self) -> None:
         assert self.condition(Captions(), 20, 0.999999).features.shape == (20, 0, 2)
 
