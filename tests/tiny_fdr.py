@@ -104,6 +104,7 @@ def shrink(patch: pytest.MonkeyPatch, inception: int = tiny_inception.POOL) -> N
         patch.setattr(metric, "minimum", fdr.needed(spaces[key].features))
     for metric in fdr.DISTANCES.values():
         patch.setattr(metric, "minimum", fdr.needed(WIDTH))
+        patch.setattr(metric, "features", WIDTH)
     patch.setattr(fdr.Fdr6, "spaces", tuple(spaces.values()))
     patch.setattr(fdr.Fdr6, "minimum", fdr.needed(max(inception, WIDTH)))
     patch.setattr(mind.Mind, "minimum", 24)

@@ -93,6 +93,8 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(inception, "SIDE", SIDE)
     for metric in (fid.Fid, fid.Fid50k, fid.SpatialFid, pairs.Rfid):
         patch.setattr(metric, "minimum", 2 * POOL)
+    for metric, features in ((fid.Fid, POOL), (fid.Fid50k, POOL), (fid.SpatialFid, SPATIAL)):
+        patch.setattr(metric, "features", features)
     for metric in (inception_score.IsOnInception, coverage.PrOnInception, Kid):
         patch.setattr(metric, "minimum", 24)
     for metric in (coverage.PrOnInception, Kid):

@@ -23,7 +23,9 @@ MEASURED = {
     *(f"facts.{name}" for name in RESULTS),
 }
 """what is the result of an evaluation, not a condition of it"""
-MUST_AGREE = re.compile(r"version|n|facts\.network|facts\.reference_images|facts\..+_(hash|sha256)")
+MUST_AGREE = re.compile(
+    r"version|n|facts\.network|facts\.reference_images|facts\..+_(hash|sha256)(/.+)?"
+)
 """conditions without which two values of a metric are no comparison: whatever is hashed (networks,
 references, prompts), and how many samples there are
 """

@@ -215,6 +215,8 @@ def _settled(metrics: Sequence[str], settings: Foreign) -> Settled:
     task = preset.task.build(preset.seed)
     if not metrics:
         metrics, own = preset.evaluation.metrics, True
+    if not settings.reference:
+        _refuse_unnamed_data(metrics)
     size = settings.size or (task.source.size if own or settings.reference else None)
     context = Context(task.source, device, precision=settings.evaluation.precision)
     return Settled(tuple(metrics), context, task.source.prompts(), size)
@@ -249,6 +251,15 @@ def _refuse_mixed(settled: Settled) -> None:
         raise ConfigError(
             f"{', '.join(named)} would see images at {size} px and the others as they are; measure "
             f"them one after the other, or add size={size}"
+        )
+
+
+def _refuse_unnamed_data(metrics: Sequence[str]) -> None:
+    """ConfigError where the package's data would stand in for real images that are not named."""
+    if named := [m.title for m in harness.named(metrics) if m.of_data and not _is_own(m)]:
+        raise ConfigError(
+            f"{', '.join(named)}: no real images to compare with; name a preset that has them with "
+            "reference=PRESET, or another reference in brackets behind the metric"
         )
 
 

@@ -15,6 +15,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import cast
 
+import torch
+
 from nanogen import dist, registry
 from nanogen.bench import outcomes, record
 from nanogen.bench.record import Record
@@ -110,27 +112,34 @@ def kept_in(folder: Path) -> Generator[Kept]:
     MetricError where another command measures the same: two would take each other's blocks.
     """
     blocks = Kept(folder)
-    if dist.rank() > 0:
-        yield blocks
-        blocks.clear()
-        return
-    folder.mkdir(parents=True, exist_ok=True)
     file = folder.parent / f"{folder.name}.lock"
-    with file.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with contextlib.ExitStack() as held:
+        taken = dist.rank() == 0 and not _locked(file, held)
+        # Every process hears of it: none waits for one that has left.
+        if dist.any_flag(taken, torch.device("cpu")):
             raise MetricError(
                 f"another command measures the same for {folder.parents[1]}; wait for it, or "
                 "choose another --out"
-            ) from None
-        except OSError:
-            pass  # some network file systems have no locks
+            )
         try:
             yield blocks
             blocks.clear()
         finally:
-            _remove_empty(folder, file)
+            if dist.rank() == 0:
+                _remove_empty(folder, file)
+
+
+def _locked(file: Path, held: contextlib.ExitStack) -> bool:
+    """Take a lock until `held` closes; whether nobody else has it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = held.enter_context(file.open("w"))
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # some network file systems have no locks
+    return True
 
 
 def _remove_empty(folder: Path, lock: Path) -> None:

@@ -159,6 +159,11 @@ class Metric(ABC):
         """per-sample tensors [B, ...], gathered over processes and ordered by sample index"""
 
     @property
+    def of_data(self) -> bool:
+        """Whether samples are compared with the real images of the context's data."""
+        return False
+
+    @property
     def title(self) -> str:
         """The name with all options that are not the default: what its score is called."""
         changed = [

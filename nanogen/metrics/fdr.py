@@ -172,6 +172,7 @@ def _distance(space: Space) -> type[FrechetDistance]:
         assets = (space.weights,)
         network = space.network
         feature = FEATURE
+        features = space.features
 
     return register(
         "metric",

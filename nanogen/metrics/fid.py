@@ -49,7 +49,8 @@ class Fid(InceptionDistance):
     """
 
     name = "fid"
-    minimum = 2 * 2048
+    features = 2048
+    minimum = 2 * features
     options = {"reference": reference_option(JIT_IN256.name, PUBLISHED)}
 
 
@@ -63,6 +64,7 @@ class Fid50k(InceptionDistance):
     """The same on 50,000 samples, no more and no fewer: the number that tables of papers hold."""
 
     name = "fid50k"
+    features = 2048
     minimum = PUBLISHED_SAMPLES
     options = {"reference": reference_option(JIT_IN256.name, PUBLISHED)}
 
@@ -90,5 +92,6 @@ class SpatialFid(InceptionDistance):
 
     name = "sfid"
     feature = "spatial"
-    minimum = 2 * 2023
+    features = 2023
+    minimum = 2 * features
     options = {"reference": reference_option(ADM_IN256.name, PUBLISHED)}

@@ -84,6 +84,8 @@ class FrechetDistance(Metric):
 
     network: ClassVar[str]
     feature: ClassVar[str] = "pool"
+    features: ClassVar[int]
+    """how many there are"""
     options = {"reference": reference_option(DATA)}
 
     @property
@@ -92,15 +94,19 @@ class FrechetDistance(Metric):
 
     def check(self, samples: int) -> None:
         """Besides: ConfigError for an unknown reference; MetricError where it is of another
-        network, or there are no training images to be one.
+        network, or of too few images: they bias a distance as too few samples do.
         """
         self.refuse_unknown()
         super().check(samples)
-        if not self.of_data:
+        if self.of_data:
+            real, least = self.context.source.count("train"), 2 * self.features
+        else:
             self._check_statistics()
-        elif not self.context.source.count("train"):
+            real, least = self.statistics.n, 2 * self.features if self.statistics.n else 0
+        if real < least:
             raise MetricError(
-                f"{self.title}: the data set has no train split; choose another reference"
+                f"{self.title} needs {least} real images to compare with, twice its features, and "
+                f"has {real}; choose another reference"
             )
 
     def refuse_unknown(self) -> None:
@@ -110,16 +116,19 @@ class FrechetDistance(Metric):
             located(self.chosen["reference"], self.network)
 
     def _check_statistics(self) -> None:
-        self.statistics.gaussian(self.feature)
+        found = len(self.statistics.gaussian(self.feature).mean)
         made_with = self.statistics.network_hash
+        seen_by = load_encoder(self.network, self.context.device).fingerprint if made_with else ""
         # Published files do not say it.
-        if not made_with:
-            return
-        seen_by = load_encoder(self.network, self.context.device).fingerprint
         if made_with != seen_by:
             raise MetricError(
                 f"{self.title}: its reference was made with {made_with}, samples are seen by "
                 f"{seen_by}; make it anew with nanogen prepare stats"
+            )
+        if found != self.features:
+            raise MetricError(
+                f"{self.title}: its reference has {found} features, samples have {self.features}; "
+                f"choose one that was made with {self.network}"
             )
 
     @cached_property
@@ -196,7 +205,8 @@ class FdAnimals(FrechetDistance):
     name = "fd-animals"
     version = 1
     task = "class_conditional"
-    minimum = 256
+    features = 128
+    minimum = 2 * features
     network = "animals-cnn"
 
     def of_training_images(self) -> Gaussian:

@@ -137,6 +137,10 @@ class Mind(Metric):
         """Whether samples are compared with ImageNet's validation split."""
         return self.chosen["reference"] == "imagenet"
 
+    @property
+    def of_data(self) -> bool:
+        return not self.published
+
     def check(self, samples: int) -> None:
         super().check(samples)
         if not self.published and not self.context.source.count(HELD_OUT):

@@ -11,6 +11,7 @@ say beside the moments how many images they are of, and the network with its has
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,10 @@ PUBLISHED = {asset.name: asset for asset in (JIT_IN256, ADM_IN256)}
 """all of features of Inception"""
 DATA = "data"
 """as a reference: the training images of the data that are evaluated"""
+BROKEN = (OSError, ValueError, TypeError, EOFError, RuntimeError, MemoryError, zlib.error)
+"""what numpy raises for files that are damaged, encrypted, or packed in unusual ways"""
+ROUNDING = 1e-5
+"""of a covariance that was computed in float32, to its largest value"""
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ class Statistics:
         """Read an .npz of any of the known layouts, as float64.
 
         DataError that names the arrays found where there are no moments among them, and where they
-        are of the wrong shape or not finite.
+        are of the wrong shape, not finite, or no moments at all.
         """
         try:
             found = np.load(path, allow_pickle=False)
@@ -111,7 +116,7 @@ class Statistics:
                 raise ValueError("it is a single array")
             with found as archive:
                 return cls._of(archive, path)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as bad:
+        except (*BROKEN, zipfile.BadZipFile) as bad:
             raise DataError(
                 f"{path} is no readable .npz of statistics: {bad}; get it anew"
             ) from bad
@@ -194,6 +199,8 @@ def _folder() -> Path:
 
 
 def _float64(array: np.ndarray) -> Tensor:
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"an array of {array.dtype} is no moment")
     return torch.from_numpy(np.asarray(array, np.float64))
 
 
@@ -206,3 +213,9 @@ def _check(mean: Tensor, covariance: Tensor, path: Path) -> None:
         )
     if not (mean.isfinite().all() and covariance.isfinite().all()):
         raise DataError(f"{path} holds values that are not finite; get it anew")
+    skew = (covariance - covariance.T).abs().max()
+    if skew > ROUNDING * covariance.abs().max() or covariance.diagonal().min() < 0:
+        raise DataError(
+            f"{path} holds a matrix that is no covariance: it is not symmetric, or its diagonal is "
+            "negative; save the covariance itself, and no factor of it"
+        )

@@ -145,6 +145,8 @@ def test_a_pipeline_draws_and_is_compared(place, images, tmp_path, monkeypatch, 
             ["--metrics", "geneval,scene-eval"],
             "scene-eval would see images at 40 px and the others as they are",
         ),
+        (["--metrics", "fid[reference=data]"], "fid[reference=data]: no real images"),
+        (["--metrics", "kid,pr"], "kid, pr: no real images to compare with"),
         (["--metrics", "fid[reference=nothing]"], "there is no reference 'nothing'"),
         (
             ["--metrics", "fid,is", "evaluation.precision=bf16"],

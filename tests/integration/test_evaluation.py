@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +19,12 @@ from nanogen.conditioners.encoded import EncodedPrompts
 from nanogen.data.scenes import Scenes
 from nanogen.errors import ConfigError, MetricError, UserError
 from nanogen.evaluation import measure, online
+from nanogen.evaluation.repeats import averaged
 from nanogen.evaluation.subjects import DrawnByRun
 from nanogen.metrics import reference
+from nanogen.metrics.base import Score
 from nanogen.metrics.blocks import Kept, Tallies
+from nanogen.metrics.harness import Measured
 from nanogen.run_folder import Opened
 from nanogen.types import Request
 
@@ -165,6 +169,33 @@ def test_truncation_darkens_by_half_a_level(folder):
     assert set((rounded - cut).unique().tolist()) == {0.0, 1.0}
 
 
+def test_blocks_are_known_by_all_that_decides_an_image(folder):
+    one = opened(folder)
+    others = [replace(one, seen=8), replace(one, weights="raw"), opened(folder, "sampling.seed=1")]
+    others.append(opened(folder, "evaluation.quantise=truncate"))
+    said = [DrawnByRun(other).identity for other in (one, *others)]
+    said.append(DrawnByRun(one).again(1).identity)
+    assert all(a != b for a, b in itertools.combinations(said, 2))
+
+
+def test_samples_are_made_whole_as_the_run_says(folder):
+    """What a record says of quantisation is what was measured."""
+    read = {}
+    for how in ("round", "truncate"):
+        subject = DrawnByRun(opened(folder, f"evaluation.quantise={how}"))
+        read[how] = torch.cat([images for _, images in subject.read("", 0, 30)])
+    assert (read["round"].int() - read["truncate"].int()).unique().tolist() == [0, 1]
+
+
+def test_an_error_is_no_smaller_than_the_score_knows():
+    """Repeats that happen to agree do not make a share of few samples certain."""
+    scores = [
+        {"share": Measured(Score(value, 0.1, 25, True), 1, skipped=2)} for value in (0.5, 0.5, 0.6)
+    ]
+    found = averaged(scores)["share"]
+    assert found.score.standard_error == 0.1 and found.skipped == 6
+
+
 def test_references_are_computed_once_a_process(folder, tmp_path, monkeypatch):
     evaluate(folder, tmp_path)
     monkeypatch.setattr(reference, "real_features", lambda *given: pytest.fail("read again"))
@@ -279,3 +310,21 @@ def test_the_same_is_not_measured_twice_at_once(folder, tmp_path):
     assert "another command measures the same" in meanwhile.said
     assert found == values(record.read(folder / "records"))
     assert not (tmp_path / measure.KEPT).exists()
+
+
+def test_every_process_of_a_second_command_is_told(folder, tmp_path):
+    """None of them waits for one that has left."""
+
+    def second() -> None:
+        with pytest.raises(MetricError, match="another command measures the same"):
+            evaluate(folder, tmp_path)
+
+    class Meanwhile:
+        statuses: list[int] = []
+
+        def __call__(self) -> None:
+            self.statuses = self.statuses or ranks(2, tmp_path / "store", second)
+
+    meanwhile = Meanwhile()
+    evaluate(folder, tmp_path, check=meanwhile)
+    assert meanwhile.statuses == [0, 0]

@@ -62,6 +62,10 @@ def differing(comparison: Comparison) -> dict[object, tuple[object, object]]:
             "not comparable: other facts.detector_hash, facts.model_sha256",
         ),
         (
+            changed(value=0.90, facts={**BASE.facts, "network_hash/clip": "x"}),
+            "not comparable: other facts.network_hash/clip",
+        ),
+        (
             changed(value=0.90, facts={**BASE.facts, "captions_hash": "x"}),
             "not comparable: other facts.captions_hash",
         ),

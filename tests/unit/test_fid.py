@@ -21,14 +21,17 @@ from nanogen.data.animals import Animals
 from nanogen.encoders.inception import Inception2015
 from nanogen.errors import ConfigError, DataError, MetricError
 from nanogen.metrics import feature_cache, frechet, reference, statistics_file
+from nanogen.metrics import kid as module_kid
 from nanogen.metrics.base import Context, Score
+from nanogen.metrics.fid import Fid, Fid50k, SpatialFid
 from nanogen.metrics.frechet import frechet_distance
 from nanogen.metrics.gaussian import Gaussian
 from nanogen.metrics.harness import choose, fits
-from nanogen.metrics.inception_score import inception_score, score_of_adm
-from nanogen.metrics.kid import kid
+from nanogen.metrics.inception_score import IsOnInception, inception_score, score_of_adm
+from nanogen.metrics.kid import Kid, kid
+from nanogen.metrics.mind import Mind
 from nanogen.metrics.pairs import PairContext, Rfid
-from nanogen.metrics.precision_recall import precision_recall
+from nanogen.metrics.precision_recall import PrOnInception, precision_recall
 from nanogen.metrics.reference import cached_features, cached_gaussian, load_encoder, with_spectrum
 from nanogen.store import find, prepare
 from nanogen.types import Request
@@ -50,9 +53,11 @@ def context(train: int = 60) -> Context:
     return Context(Excerpt(Animals().build(), {"train": train, "held-out": 30}), CPU, batch=25)
 
 
-def score(name: str, order: Tensor | None = None, batch: int = 50) -> Mapping[str, Score]:
+def score(
+    name: str, order: Tensor | None = None, batch: int = 50, train: int = 60
+) -> Mapping[str, Score]:
     places = torch.arange(COUNT) if order is None else order
-    chosen = choose([name], context())
+    chosen = choose([name], context(train))
     fits(chosen, "class_conditional", len(places))
     batches = [(Request(part), IMAGES[part]) for part in places.split(batch)]
     return {n: found.score for n, found in measured(chosen, batches, context()).items()}
@@ -96,14 +101,16 @@ def test_fid_and_sfid_against_the_reference_batch_of_adm(files):
 
 def test_fid_against_training_images_as_they_are_stored(files):
     name = "fid[reference=data]"
-    found = score(name)[name]
-    source = context().source
-    images = torch.stack([source.views(i)[0] for i in range(60)])
+    found = score(name, train=COUNT)[name]
+    source = context(COUNT).source
+    images = torch.stack([source.views(i)[0] for i in range(COUNT)])
     real = Inception2015()(images)["pool"].double()
     gaussian = frechet_distance(Gaussian.of(features("pool")), Gaussian.of(real))
     assert found.value == pytest.approx(gaussian, rel=1e-6)
-    assert found.facts["reference_images"] == 60
+    assert found.facts["reference_images"] == COUNT
     assert found.facts["reference_hash"] == source.fingerprint
+    with pytest.raises(MetricError, match=f"needs {COUNT} real images to compare with.* has 255"):
+        score(name, train=COUNT - 1)
 
 
 def test_a_reference_of_ones_own(files):
@@ -113,6 +120,10 @@ def test_a_reference_of_ones_own(files):
         found = score(name)[name]
         assert found.value == pytest.approx(0, abs=1e-4)
         assert found.facts["reference_images"] == COUNT
+    few = statistics_file.statistics_of([IMAGES[:3]], "inception-2015", CPU)
+    few.save(statistics_file.place("few"))
+    with pytest.raises(MetricError, match="real images to compare with, twice .* has 3"):
+        score("fid[reference=few]")
     replace(made, network_hash="inception-2015/other").save(statistics_file.place("old"))
     with pytest.raises(MetricError, match="made with inception-2015/other"):
         score("fid[reference=old]")
@@ -125,8 +136,18 @@ def test_a_reference_of_ones_own(files):
 def test_a_reference_of_other_features_is_refused(files):
     np.savez(files["jit-in256"], mu=np.zeros(5), sigma=np.eye(5))
     prepare(statistics_file.JIT_IN256, files["jit-in256"])
-    with pytest.raises(MetricError, match=f"samples have {POOL} features and the reference has 5"):
+    with pytest.raises(MetricError, match=f"its reference has 5 features, samples have {POOL}"):
         score("fid")
+
+
+def test_published_numbers_of_samples():
+    """The stand-ins of these tests replace them: what a user gets is this."""
+    known = {Fid: 4096, Fid50k: 50_000, SpatialFid: 4046, Rfid: 4096, Kid: 1000}
+    known |= {IsOnInception: 1000, PrOnInception: 1000, Mind: 1000}
+    assert {metric: metric.minimum for metric in known} == known
+    assert (Kid.real_images, Kid.least_real_images, Kid.size) == (50_000, 1000, 1000)
+    assert (PrOnInception.real_images, PrOnInception.least_real_images) == (10_000, 1000)
+    assert (module_kid.SUBSETS, module_kid.SEED) == (100, 2020)
 
 
 def test_fid50k_is_of_exactly_50000_samples():
@@ -151,7 +172,7 @@ def test_what_is_missing_is_said_before_anything_is_drawn(monkeypatch, tmp_path)
 def test_too_few_training_images_are_refused(files, monkeypatch):
     for name, source in (("kid", context(20)), ("pr", context(20)), ("fid[reference=data]", None)):
         (metric,) = choose([name], source or context(0))
-        with pytest.raises(MetricError, match=r"training images|train split"):
+        with pytest.raises(MetricError, match="training images|real images"):
             metric.check(COUNT)
 
 
@@ -196,6 +217,9 @@ def test_inception_score_by_each_variant(files, variant):
     assert found.value == pytest.approx(expected[variant], rel=1e-5)
     assert found.facts["splits"] == (1 if variant == "adm" else 10)
     assert (found.standard_error is None) == (variant == "adm")
+    if variant != "adm":  # of a mean of ten: s / sqrt(10), s with 9 degrees of freedom
+        spread = np.sqrt(10 / 9) * found.facts["deviation_of_splits"]
+        assert found.standard_error == pytest.approx(spread / np.sqrt(10))
 
 
 def test_adms_score_is_of_parts_of_5000_in_order():

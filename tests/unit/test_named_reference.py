@@ -98,7 +98,7 @@ def test_statistics_of_another_network_are_refused(mine: Tensor) -> None:
 
 def test_data_without_training_images_are_no_reference() -> None:
     nothing = Context(Excerpt(SOURCE, {"train": 0}), CPU)
-    with pytest.raises(MetricError, match="no train split; choose another reference"):
+    with pytest.raises(MetricError, match="has 0; choose another reference"):
         choose(["fd-animals"], nothing)[0].check(300)
 
 

@@ -56,6 +56,12 @@ def test_broken_files_are_refused(tmp_path):
         Statistics.load(written(tmp_path, mu=MEAN * np.nan, sigma=COVARIANCE))
     with pytest.raises(DataError, match="no readable .npz"):
         Statistics.load(written(tmp_path, mu=np.array([{}]), sigma=COVARIANCE))
+    for wrong in ({"n": np.array([1, 2])}, {"mu": MEAN + 1j}, {"mu": MEAN.astype("datetime64[D]")}):
+        with pytest.raises(DataError, match="no readable .npz"):
+            Statistics.load(written(tmp_path, **({"mu": MEAN, "sigma": COVARIANCE} | wrong)))
+    for factor in (np.triu(np.ones((3, 3))), -COVARIANCE):
+        with pytest.raises(DataError, match="no covariance"):
+            Statistics.load(written(tmp_path, mu=MEAN, sigma=factor))
     (tmp_path / "some.npz").write_bytes(b"<html>404</html>")
     with pytest.raises(DataError, match="no readable .npz"):
         Statistics.load(tmp_path / "some.npz")
