@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from nanogen.sampling.schedule import times
 from nanogen.sampling.solvers import Field, euler
 from nanogen.train.diffusion import DiffusionTrainer
 from nanogen.train.loop import train
-from nanogen.types import State
+from nanogen.types import LabelCondition, Request, State
 
 STD = 0.5
 
@@ -152,6 +153,30 @@ def test_a_sampler_asks_both_networks(bad: Path) -> None:
     assert (facts["auto_run"], facts["auto_weights"], facts["auto_calls"]) == (str(bad), "ema", 3)
     plain = parts.sampler(chz.replace(parts.run.sampling, auto=Auto()))
     assert (guided_images - plain.draw(request)).abs().max() > 1e-3
+
+
+def test_the_bad_model_reads_conditions_with_its_own_conditioner(bad: Path) -> None:
+    parts = built(f"sampling.auto.run={bad}", "sampling.auto.scale=1.5", "sampling.steps=2")
+    sampler = parts.sampler()
+    assert sampler.bad is not None
+    told, real = [], sampler.bad.conditioner.encode
+
+    class Apart:
+        """The other model's, whose classes are numbered the other way round."""
+
+        def encode(self, request: Request) -> LabelCondition:
+            return LabelCondition(9 - real(request).ids)
+
+    sampler = dataclasses.replace(
+        sampler,
+        bad=dataclasses.replace(sampler.bad, conditioner=Apart()),  # ty: ignore[invalid-argument-type]
+    )
+    for network in (sampler.backbone, sampler.bad.backbone):
+        network.register_forward_hook(  # ty: ignore[unresolved-attribute]
+            lambda _, asked, __: told.append(asked[2].ids.tolist())
+        )
+    sampler.draw(Request(torch.arange(2), labels=torch.tensor([2, 3])))
+    assert [2, 3] in told and [7, 6] in told
 
 
 def test_a_run_guided_by_its_own_weights_is_unguided(bad: Path) -> None:
