@@ -80,7 +80,9 @@ def read_plain(file: Path) -> Any:
         mapped = zipfile.is_zipfile(file)
         return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as problem:  # a foreign file can be broken in any way
-        reason = hub.reason(problem)
+        told = file.suffix == ".safetensors" or isinstance(problem, OSError)
+        # Torch tells of its own settings there.
+        reason = hub.reason(problem) if told else "damaged, or more than plain tensors and numbers"
         raise ConfigError(
             f"{file} is not a readable file of weights: {reason}; get it anew, or give another"
         ) from problem

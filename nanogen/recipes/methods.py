@@ -32,6 +32,9 @@ REPA_UPSTREAM: Values = {
 }
 """REPA as its authors train it (arXiv 2410.06940)"""
 
+OWN_PROJECTOR: Values = {"terms.repa.hidden": 1152}
+"""PixNerd and PixelGen project through the width of their XL networks"""
+
 SIT_TRAINING: Values = {
     "optimiser.lr": 1e-4,
     "train.batch": 256,
@@ -136,7 +139,8 @@ PIXEL: dict[str, MethodRecipe] = {
         upstream={"backbone": "pixnerd", "objective.time_mean": 0.0}
         | SIT_TRAINING
         | REPA_UPSTREAM
-        | {"sampling.steps": 100, "sampling.guidance.scale": 3.5},
+        | OWN_PROJECTOR
+        | {"sampling.steps": 100, "sampling.guidance.scale": 3.5, "train.images": 160 * EPOCH},
     ),
     "pixelgen": MethodRecipe(
         "PixelGen's objective: JiT's with perceptual losses (arXiv 2602.02493)",
@@ -154,9 +158,14 @@ PIXEL: dict[str, MethodRecipe] = {
             "terms.pdino.encoder": TEACHER,
         },
         guidance=2.0,
+        # PixelGen-XL, the one that its authors guide by 2.25, after 160 epochs.
         # Their mean over the gated is one over all samples for P-DINO, by a slip of broadcasting.
         upstream={
             "backbone": "jit",
+            "backbone.depth": 28,
+            "backbone.width": 1152,
+            "backbone.heads": 16,
+            "train.images": 160 * EPOCH,
             "objective.time_mean": 0.8,
             "terms.lpips.normalise_by": "gated",
             "terms.pdino.loss": "cosine",
@@ -168,7 +177,8 @@ PIXEL: dict[str, MethodRecipe] = {
             "sampling.guidance.low": 0.1,
         }
         | SIT_TRAINING
-        | REPA_UPSTREAM,
+        | REPA_UPSTREAM
+        | OWN_PROJECTOR,
     ),
 }
 

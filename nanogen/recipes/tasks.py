@@ -83,7 +83,7 @@ TASKS: dict[str, TaskRecipe] = {
         pixel_patch=5,
     ),
     "imagenet": TaskRecipe(
-        "ImageNet-256 by class, 80 epochs",
+        "ImageNet-256 by class",
         PAPER,
         {
             "task": "class_conditional",
@@ -99,14 +99,14 @@ TASKS: dict[str, TaskRecipe] = {
         best_guidance=True,
     ),
     "t2i": TaskRecipe(
-        "BLIP-3o captions at 256 px, 100K steps",
+        "BLIP-3o captions at 256 px",
         PAPER,
         TEXT_TO_IMAGE,
         pixel_patch=16,
         published=True,
     ),
     "t2i-512": TaskRecipe(
-        "BLIP-3o captions at 512 px, 100K steps, 1 B parameters",
+        "BLIP-3o captions at 512 px, 1 B parameters",
         PAPER | {"backbone.width": 1584, "backbone.heads": 22},
         TEXT_TO_IMAGE | {"task.data.size": 512},
         pixel_patch=16,

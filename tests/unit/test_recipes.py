@@ -261,6 +261,20 @@ class TestVariants:
         guidance = text.sampling.guidance
         assert (guidance.scale, guidance.low, guidance.high) == (6.0, 0.0, 1.0)
 
+    @pytest.mark.parametrize("method", ["pixnerd", "pixelgen"])
+    def test_xl_of_its_authors(self, method: str) -> None:
+        """The network, length and projector that their scale of guidance belongs to."""
+        run = recipes.preset(f"imagenet/{method}@upstream")
+        assert (run.backbone.width, run.terms.repa.hidden) == (1152, 1152)
+        assert run.train.images == 160 * 1251 * 1024
+        if method == "pixelgen":
+            assert (run.backbone.depth, run.backbone.heads) == (28, 16)
+
+    @pytest.mark.parametrize("name", ["imagenet/table1-jit", "imagenet/jit@upstream"])
+    def test_summaries_say_no_length_of_another(self, name: str) -> None:
+        assert recipes.preset(name).train.images == 200 * 1251 * 1024
+        assert "epochs" not in recipes.describe(name)
+
     @pytest.mark.parametrize(
         "name, hint",
         [
