@@ -18,7 +18,8 @@ def main(
     run: Annotated[str | None, typer.Argument(help="A run folder.")] = None,
     overrides: Overrides = None,
     images: Annotated[
-        Path | None, typer.Option(help="Images to measure: a folder, a .tar, or an .npz.")
+        Path | None,
+        typer.Option(help="Images to measure: a folder, .tar, .zip, .npz or .npy."),
     ] = None,
     pipeline: Annotated[
         str | None, typer.Option(help="A text-to-image pipeline of diffusers: hub id or folder.")

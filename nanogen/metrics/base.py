@@ -178,10 +178,16 @@ class Metric(ABC):
         """In which its models compute; empty where there is no choice."""
         return self.context.precision if self.takes_precision else ""
 
+    def refuse_unknown(self) -> None:  # noqa: B027  (most options are choices)
+        """Raise a UserError for an option that names what is not there. Reads no data, and comes
+        before all that the user would have to fetch or to add.
+        """
+
     def check(self, samples: int) -> None:
         """Raise a UserError where the metric cannot be computed from so many samples, or lacks an
         asset; called before anything is drawn.
         """
+        self.refuse_unknown()
         if samples < self.minimum:
             raise Unfit(
                 f"metric {self.title} needs at least {self.minimum} samples, not {samples}",

@@ -96,7 +96,6 @@ class FrechetDistance(Metric):
         """Besides: ConfigError for an unknown reference; MetricError where it is of another
         network, or of too few images: they bias a distance as too few samples do.
         """
-        self.refuse_unknown()
         super().check(samples)
         if self.of_data:
             real, least = self.context.source.count("train"), 2 * self.features

@@ -10,6 +10,7 @@ say beside the moments how many images they are of, and the network with its has
 
 from __future__ import annotations
 
+import contextlib
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
@@ -185,13 +186,20 @@ def located(name: str, network: str = INCEPTION) -> Prepared:
         return find(published[name])
     path = _folder() / f"{name}.npz"
     if not path.is_file():
-        made = sorted(file.stem for file in path.parent.glob("*.npz"))
+        made = sorted(f.stem for f in path.parent.glob("*.npz") if _network_of(f) in ("", network))
         known = suggest(name, (*published, DATA, *made))
         raise ConfigError(
             f"there is no reference {name!r} of {network}; {known} (nanogen prepare stats makes "
             "others)"
         )
     return Prepared(path, digest_of_file(path))
+
+
+def _network_of(file: Path) -> str:
+    """The one that statistics are of; empty where the file does not say it, or is broken."""
+    with contextlib.suppress(*BROKEN, zipfile.BadZipFile), np.load(file) as archive:
+        return str(archive["network"]) if "network" in archive else ""
+    return ""
 
 
 def _folder() -> Path:

@@ -211,6 +211,10 @@ CASES: dict[str, tuple[list[str], str]] = {
         ["eval", "--images", "captioned", "--metrics", "scene-eval"],
         "'a small house' is not a caption of a scene",
     ),
+    "reference that is not there, of a run without the weights": (
+        ["eval", "runs/animals", "--metrics", "fid[reference=nix]", "evaluation.samples=5000"],
+        "there is no reference 'nix' of inception-2015",
+    ),
     "metric of a run that is not there": (
         ["eval", "gone", "--metrics", "is-animal"],
         "unknown metric 'is-animal'; did you mean is-animals",
