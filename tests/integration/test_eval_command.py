@@ -176,7 +176,7 @@ def test_other_captions_on_any_number_of_processes(images, tmp_path):
     (folder / "samples.json").write_text(json.dumps({"samples": rows}))
 
     def work(out: Path) -> None:
-        settled = foreign._settled(("image-reward",), foreign.Foreign())
+        settled = foreign.settle(("image-reward",), foreign.Foreign())
         opened = open_images(folder, batch=4)
         texts = opened.request(0, opened.count()).texts
         plan = foreign._plan(settled, foreign.Foreign(), out, texts or ())

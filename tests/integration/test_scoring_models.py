@@ -18,7 +18,7 @@ from tiny_pipelines import write_pipeline
 from nanogen import run_folder
 from nanogen.bench import record
 from nanogen.bench.record import Record
-from nanogen.evaluation import foreign, measure, online
+from nanogen.evaluation import foreign, foreign_settings, measure, online
 from nanogen.evaluation.drawn import SUFFIX
 from nanogen.evaluation.settings import Evaluation
 from nanogen.evaluation.subjects import DrawnByRun
@@ -35,7 +35,7 @@ SCORING = ("clip-score", "clip-score[variant=hessel]", "pick-score")
 PAIR = SCORING[:2]
 SAMPLES, BATCH = 24, 6
 BLOCKS = SAMPLES // BATCH
-CPU = foreign.Place(device="cpu")
+CPU = foreign_settings.Place(device="cpu")
 
 
 @pytest.fixture(scope="module")
