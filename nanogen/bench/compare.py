@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
+from nanogen import registry
 from nanogen.bench import outcomes, record
 from nanogen.bench.matching import Key, Match, by_score, matched
 from nanogen.bench.paired import Paired, paired
-from nanogen.bench.record import RESULTS, Record, file_name
+from nanogen.bench.record import Record, file_name
 from nanogen.bench.statistics import NORMAL_95, Interval
 from nanogen.bench.table import Cell, Column, Table
 from nanogen.errors import DataError
-from nanogen.metrics.base import Outcomes
+from nanogen.metrics.base import Metric, Outcomes
 
 MEASURED = {
     *("metric", "value", "standard_error", "higher_is_better", "seconds", "schema"),
-    *(f"facts.{name}" for name in RESULTS),
+    *("facts.deviation_of_repeats", "facts.values_of_repeats"),
 }
-"""what is the result of an evaluation, not a condition of it"""
+"""what is the result of an evaluation, not a condition of it, beside the findings of metrics"""
 MUST_AGREE = re.compile(
     r"version|n|facts\.network|facts\.reference_images|facts\..+_(hash|sha256)(/.+)?"
 )
@@ -230,7 +233,13 @@ def conditions(record: Record) -> dict[str, object]:
             flat |= {f"{field.name}.{key}": inner for key, inner in value.items()}
         else:
             flat[field.name] = value
-    return {path: value for path, value in flat.items() if path not in MEASURED}
+    return {path: value for path, value in flat.items() if path not in MEASURED | _findings()}
+
+
+@functools.cache
+def _findings() -> frozenset[str]:
+    metrics = [cast(type[Metric], entry.target) for entry in registry.entries("metric")]
+    return frozenset(f"facts.{name}" for metric in metrics for name in metric.findings)
 
 
 def _conditions_table(differences: Sequence[Difference], names: tuple[str, str]) -> Table:

@@ -32,12 +32,6 @@ SUFFIX = ".record.json"
 DISTINGUISHING = ("repeats", "image_size", "reference", "reference_hash", "captions_hash")
 """facts that make it another evaluation"""
 
-RESULTS = (
-    *("deviation_of_splits", "deviation_of_subsets", "deviation_of_repeats", "values_of_repeats"),
-    *("std_over_prompts", "p_yes", "worst_class", "worst_class_accuracy"),
-)
-"""facts that follow from the samples: what was found, and no condition of it"""
-
 Plain = str | int | float | bool | None | list[Any]
 """what a fact or a setting of a sampler may be: anything JSON holds, without nesting of mappings"""
 

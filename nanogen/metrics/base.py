@@ -143,6 +143,8 @@ class Metric(ABC):
     """
     assets: tuple[Asset, ...] = ()
     """what must be in the store: of a class, for all options; of an instance, for its own"""
+    findings: ClassVar[tuple[str, ...]] = ()
+    """facts that follow from the samples; comparisons take all others for conditions"""
     takes_precision: ClassVar[bool] = False
     """whether its models compute in the precision of the context; others have one of their own"""
 

@@ -26,6 +26,7 @@ def proportion_error(share: float, n: int) -> float:
 class ClassAccuracy(Metric):
     """Subclass with a registered encoder; its output `feature` is logits in class order."""
 
+    findings = ("worst_class", "worst_class_accuracy")
     network: ClassVar[str]
     feature: ClassVar[str] = "logits"
 

@@ -101,6 +101,7 @@ def _over(scores: list[Tensor]) -> InceptionScore:
 class ClassifierScore(Metric):
     """Subclass with a registered encoder whose output `feature` is class logits."""
 
+    findings = ("deviation_of_splits",)
     network: ClassVar[str]
     feature: ClassVar[str] = "logits"
 

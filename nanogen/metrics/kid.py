@@ -92,6 +92,7 @@ class Kid(InceptionFeatures):
     The subsets overlap, so their deviation, which is a fact of the score, is no standard error.
     """
 
+    findings = ("deviation_of_subsets",)
     name = "kid"
     minimum = SIZE
     size: ClassVar[int] = SIZE

@@ -73,6 +73,7 @@ class VqaMetric(PromptedMetric):
     score of an image is what the chosen model says to its prompt.
     """
 
+    findings = ("std_over_prompts", "p_yes")
     transformers = True
     takes_precision = True
 
